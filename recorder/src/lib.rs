@@ -1,0 +1,5 @@
+//! Records the memory system calls of live processes.
+
+#![deny(unsafe_code)]
+
+pub mod unwind;

@@ -1,0 +1,251 @@
+//! The few things of an ELF file that unwinding needs: its segments, where its unwind sections lie,
+//! its build id.
+//!
+//! Files are read with `pread`, never mapped: the target may truncate them at any time. Whatever the
+//! bytes say, reading is bounded by the file's size and by the limits below, and nothing panics. Only
+//! 64-bit little-endian files are understood.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// No table (section headers, unwind sections) larger than this is read whole, in bytes.
+const MAX_TABLE: u64 = 512 << 20;
+/// No note segment larger than this is searched for a build id, in bytes.
+const MAX_NOTES: u64 = 64 << 10;
+/// A build id is 20 bytes nearly everywhere; anything longer than this is not one.
+const MAX_BUILD_ID: usize = 64;
+
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
+const PF_X: u32 = 1;
+const SHT_NOBITS: u32 = 8;
+const SHF_COMPRESSED: u64 = 0x800;
+const NT_GNU_BUILD_ID: u32 = 3;
+const PAGE: u64 = 4096;
+
+/// Where a module's bytes come from.
+#[derive(Debug)]
+pub(super) enum Source {
+    File(File),
+    Memory(Box<[u8]>),
+}
+
+impl Source {
+    /// Reads up to `buf.len()` bytes at `offset`; returns how many there were.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> usize {
+        match self {
+            Source::File(file) => {
+                let mut done = 0;
+                while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+                    match file.read_at(rest, offset.saturating_add(done as u64)) {
+                        Ok(0) => break,
+                        Ok(n) => done += n,
+                        Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                        Err(_) => break,
+                    }
+                }
+                done
+            }
+            Source::Memory(bytes) => {
+                let rest = usize::try_from(offset).ok().and_then(|o| bytes.get(o..));
+                let rest = rest.unwrap_or_default();
+                let n = rest.len().min(buf.len());
+                for (to, from) in buf.iter_mut().zip(rest) {
+                    *to = *from;
+                }
+                n
+            }
+        }
+    }
+
+    /// Exactly `N` bytes at `offset`.
+    pub fn array<const N: usize>(&self, offset: u64) -> Option<[u8; N]> {
+        let mut buf = [0; N];
+        (self.read(offset, &mut buf) == N).then_some(buf)
+    }
+
+    /// The bytes of `[offset, offset + len)` that exist; `None` if `len` is beyond all limits.
+    pub fn bytes(&self, offset: u64, len: u64) -> Option<Vec<u8>> {
+        let total = match self {
+            Source::File(file) => file.metadata().ok()?.len(),
+            Source::Memory(bytes) => bytes.len() as u64,
+        };
+        let len = len.min(total.saturating_sub(offset));
+        if len > MAX_TABLE {
+            return None;
+        }
+        let mut buf = vec![0; usize::try_from(len).ok()?];
+        let n = self.read(offset, &mut buf);
+        buf.truncate(n);
+        Some(buf)
+    }
+}
+
+/// A PT_LOAD program header.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    svma: u64,
+    offset: u64,
+    file_size: u64,
+    executable: bool,
+}
+
+/// A run of a file's bytes that has addresses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Section {
+    /// ELF virtual address of its first byte; 0 for sections that are not loaded.
+    pub svma: u64,
+    /// Where it lies in the file, bytes.
+    pub offset: u64,
+    /// Its size, bytes.
+    pub size: u64,
+}
+
+/// Segments and what they lead to.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    loads: Vec<Load>,
+    /// PT_GNU_EH_FRAME.
+    pub eh_frame_hdr: Option<Section>,
+    /// The GNU build id; empty if there is none.
+    pub build_id: Vec<u8>,
+    /// Offset and number of section headers, and the index of the one with their names.
+    sections: Option<(u64, u16, u16)>,
+}
+
+impl Layout {
+    /// Reads the ELF and program headers; `None` if it is not an ELF file of our kind.
+    pub fn read(source: &Source) -> Option<Layout> {
+        let header: [u8; 64] = source.array(0)?;
+        if !header.starts_with(b"\x7fELF\x02\x01") {
+            return None;
+        }
+        let mut layout = Layout::default();
+        let (table, size, count) = (
+            u64_at(&header, 32)?,
+            u16_at(&header, 54)?,
+            u16_at(&header, 56)?,
+        );
+        if size != 56 {
+            return None;
+        }
+        let mut notes = Vec::new();
+        for bytes in source.bytes(table, 56 * u64::from(count))?.chunks_exact(56) {
+            let section = Section {
+                svma: u64_at(bytes, 16)?,
+                offset: u64_at(bytes, 8)?,
+                size: u64_at(bytes, 32)?,
+            };
+            match u32_at(bytes, 0)? {
+                PT_LOAD => layout.loads.push(Load {
+                    svma: section.svma,
+                    offset: section.offset,
+                    file_size: section.size,
+                    executable: u32_at(bytes, 4)? & PF_X != 0,
+                }),
+                PT_NOTE => notes.push(section),
+                PT_GNU_EH_FRAME => layout.eh_frame_hdr = Some(section),
+                _ => {}
+            }
+        }
+        layout.build_id = notes
+            .iter()
+            .filter_map(|note| source.bytes(note.offset, note.size.min(MAX_NOTES)))
+            .find_map(|notes| build_id(&notes))
+            .unwrap_or_default();
+        if u16_at(&header, 58)? == 64 {
+            layout.sections = Some((
+                u64_at(&header, 40)?,
+                u16_at(&header, 60)?,
+                u16_at(&header, 62)?,
+            ));
+        }
+        Some(layout)
+    }
+
+    /// The section called `name`, if the file has section headers and it is there as plain bytes.
+    pub fn section(&self, source: &Source, name: &[u8]) -> Option<Section> {
+        let (table, count, names) = self.sections?;
+        let headers = source.bytes(table, 64 * u64::from(count))?;
+        let place = |header: &[u8]| {
+            Some(Section {
+                svma: u64_at(header, 16)?,
+                offset: u64_at(header, 24)?,
+                size: u64_at(header, 32)?,
+            })
+        };
+        let names = place(headers.chunks_exact(64).nth(usize::from(names))?)?;
+        let names = source.bytes(names.offset, names.size)?;
+        let found = headers.chunks_exact(64).find(|header| {
+            let at = u32_at(header, 0).and_then(|at| names.get(at as usize..));
+            at.and_then(|rest| rest.strip_prefix(name))
+                .is_some_and(|rest| rest.first() == Some(&0))
+        })?;
+        let plain = u32_at(found, 4)? != SHT_NOBITS && u64_at(found, 8)? & SHF_COMPRESSED == 0;
+        plain.then(|| place(found)).flatten()
+    }
+
+    /// What an executable mapping of the file's bytes from `offset` on holds: the ELF virtual address
+    /// of its first byte. Segments overlap in the pages where one ends and the next begins; the
+    /// executable one is meant.
+    pub fn svma_of(&self, offset: u64) -> Option<u64> {
+        let holds = |load: &&Load| {
+            let start = load.offset & !(PAGE - 1);
+            let end = load.offset.saturating_add(load.file_size);
+            (start..end).contains(&offset)
+        };
+        let mut loads = self.loads.iter().filter(holds);
+        let first = loads.next()?;
+        let load = if first.executable {
+            first
+        } else {
+            loads.find(|load| load.executable).unwrap_or(first)
+        };
+        Some(load.svma.wrapping_add(offset.wrapping_sub(load.offset)))
+    }
+
+    /// Where the byte at `svma` lies in the file, and how many bytes of its segment follow.
+    pub fn offset_of(&self, svma: u64) -> Option<(u64, u64)> {
+        self.loads.iter().find_map(|load| {
+            let inside = svma.checked_sub(load.svma)?;
+            let rest = load
+                .file_size
+                .checked_sub(inside)
+                .filter(|&rest| rest > 0)?;
+            Some((load.offset.checked_add(inside)?, rest))
+        })
+    }
+}
+
+/// The build id in the bytes of a note segment.
+fn build_id(mut notes: &[u8]) -> Option<Vec<u8>> {
+    // Each note advances by 12 bytes at least.
+    loop {
+        let name_len = u32_at(notes, 0)? as usize;
+        let desc_len = u32_at(notes, 4)? as usize;
+        let kind = u32_at(notes, 8)?;
+        let desc_at = 12usize.checked_add(name_len.checked_next_multiple_of(4)?)?;
+        let name = notes.get(12..12usize.checked_add(name_len)?)?;
+        let desc = notes.get(desc_at..desc_at.checked_add(desc_len)?)?;
+        if kind == NT_GNU_BUILD_ID && name == b"GNU\0" && (1..=MAX_BUILD_ID).contains(&desc_len) {
+            return Some(desc.to_vec());
+        }
+        notes = notes.get(desc_at.checked_add(desc_len.checked_next_multiple_of(4)?)?..)?;
+    }
+}
+
+/// The 16-bit number at `at`.
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// The 32-bit number at `at`.
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// The 64-bit number at `at`.
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}

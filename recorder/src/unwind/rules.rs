@@ -1,0 +1,360 @@
+//! What to do at an address to get from a frame to its caller, compiled from CFI once and cached for
+//! ever.
+//!
+//! A row of CFI nearly always says: the CFA (the caller's stack pointer) is a register plus a number,
+//! the return address lies right below it, and some of six registers were saved at multiples of eight
+//! bytes below that. Such a rule takes 24 bytes and no allocation; all others are kept beside.
+
+use gimli::{
+    CfaRule, DebugFrame, EhFrame, Expression, LittleEndian, Operation, Register, RegisterRule,
+    UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow,
+};
+use maptrail_tracelog::types::ModuleId;
+use rustc_hash::FxHashMap;
+
+use super::cfi::{Entry, Kind, Slice};
+use super::expression::ENCODING;
+use super::modules::Modules;
+use super::regs::dwarf;
+
+/// The registers that a called function leaves as they were, `rsp` aside.
+pub(super) const PRESERVED: [usize; 6] = [
+    dwarf::RBX,
+    dwarf::RBP,
+    dwarf::R12,
+    dwarf::R12 + 1,
+    dwarf::R12 + 2,
+    dwarf::R12 + 3,
+];
+
+/// How to get from a frame to its caller.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Rule {
+    /// There is no unwind information.
+    Unknown,
+    /// There is, and it cannot be understood.
+    Bad,
+    /// There is no caller.
+    Root,
+    /// The usual.
+    Usual(Usual),
+    /// The general one of this index.
+    General(u32),
+}
+
+/// The return address at CFA-8; nothing but preserved registers saved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Usual {
+    /// CFA = this register (below 16) ...
+    pub cfa_register: u8,
+    /// ... plus this, bytes.
+    pub cfa_offset: i32,
+    /// Where [`PRESERVED`] were saved, in units of 8 bytes from the CFA; 0 for not at all.
+    pub saved: [i16; 6],
+}
+
+/// Any rule.
+#[derive(Debug)]
+pub(super) struct General {
+    /// The frame is the trampoline that the kernel lets a signal handler return to: its caller was
+    /// interrupted, it did not call.
+    pub signal: bool,
+    pub cfa: Cfa,
+    pub return_address: Saved,
+    /// Registers below 16 and their rules; those not named are unchanged.
+    pub registers: Box<[(u8, Saved)]>,
+}
+
+/// Where the CFA is.
+#[derive(Debug)]
+pub(super) enum Cfa {
+    /// Register plus offset.
+    Register(u16, i64),
+    /// What lies in memory at register plus offset.
+    Deref(u16, i64),
+    /// The value of a DWARF expression.
+    Expression(Box<[u8]>),
+}
+
+/// Where the caller's value of a register is.
+#[derive(Debug)]
+pub(super) enum Saved {
+    Undefined,
+    Same,
+    /// In memory at CFA plus this.
+    AtCfa(i64),
+    /// It is CFA plus this.
+    Cfa(i64),
+    /// In a register.
+    Register(u16),
+    /// In memory at register plus offset.
+    At(u16, i64),
+    /// In memory where a DWARF expression says.
+    Expression(Box<[u8]>),
+    /// It is the value of a DWARF expression.
+    Value(Box<[u8]>),
+    /// It is this.
+    Constant(u64),
+}
+
+/// Room for gimli to build rows: 16 nested DW_CFA_remember_state, however hostile the CFI.
+struct Rows;
+
+impl UnwindContextStorage<usize> for Rows {
+    type Rules = [(Register, RegisterRule<usize>); 96];
+    type Stack = Box<[UnwindTableRow<usize, Rows>; 16]>;
+}
+
+/// All rules met so far, by module and address.
+pub(super) struct Rules {
+    known: FxHashMap<(ModuleId, u64), Rule>,
+    general: Vec<General>,
+    context: UnwindContext<usize, Rows>,
+}
+
+/// A rule before it is stored.
+enum Compiled {
+    Short(Rule),
+    General(General),
+}
+
+impl Rules {
+    pub fn new() -> Rules {
+        Rules {
+            known: FxHashMap::default(),
+            general: Vec::new(),
+            context: UnwindContext::new_in(),
+        }
+    }
+
+    /// The rule at `svma` of a module.
+    #[inline]
+    pub fn at(&mut self, modules: &Modules, module: ModuleId, svma: u64) -> Rule {
+        match self.known.get(&(module, svma)) {
+            Some(rule) => *rule,
+            None => self.learn(modules, module, svma),
+        }
+    }
+
+    pub fn general(&self, index: u32) -> Option<&General> {
+        self.general.get(index as usize)
+    }
+
+    #[cold]
+    fn learn(&mut self, modules: &Modules, module: ModuleId, svma: u64) -> Rule {
+        let context = &mut self.context;
+        let compiled = modules
+            .cfi_at(module, svma, |entry| compile(entry, context, svma))
+            .or_else(|| {
+                // The address is one before the return address, so the trampoline starts past it.
+                let code = modules.code_at(module, svma.checked_add(1)?)?;
+                is_sigreturn(&code).then(sigreturn_rule)
+            });
+        let rule = match compiled {
+            None => Rule::Unknown,
+            Some(Compiled::Short(rule)) => rule,
+            Some(Compiled::General(general)) => match u32::try_from(self.general.len()) {
+                Ok(index) => {
+                    self.general.push(general);
+                    Rule::General(index)
+                }
+                Err(_) => Rule::Bad,
+            },
+        };
+        self.known.insert((module, svma), rule);
+        rule
+    }
+}
+
+/// `None` if the entry does not cover `svma`.
+fn compile(entry: &Entry, context: &mut UnwindContext<usize, Rows>, svma: u64) -> Option<Compiled> {
+    match entry.kind {
+        Kind::EhFrame => {
+            let section = EhFrame::new(&entry.bytes, LittleEndian);
+            compile_in(&section, entry, context, svma)
+        }
+        Kind::DebugFrame => {
+            let mut section = DebugFrame::new(&entry.bytes, LittleEndian);
+            section.set_address_size(8);
+            compile_in(&section, entry, context, svma)
+        }
+    }
+}
+
+fn compile_in<'a, S: UnwindSection<Slice<'a>>>(
+    section: &S,
+    entry: &'a Entry,
+    context: &mut UnwindContext<usize, Rows>,
+    svma: u64,
+) -> Option<Compiled> {
+    let bases = &entry.bases;
+    let fde = section
+        .fde_from_offset(bases, S::Offset::from(entry.fde), S::cie_from_offset)
+        .ok()?;
+    if !fde.contains(svma) {
+        return None;
+    }
+    let Ok(row) = fde.unwind_info_for_address(section, bases, context, svma) else {
+        return Some(Compiled::Short(Rule::Bad));
+    };
+    let return_address = fde.cie().return_address_register();
+    let compiled = compile_row(section, row, return_address, fde.is_signal_trampoline());
+    Some(compiled.unwrap_or(Compiled::Short(Rule::Bad)))
+}
+
+fn compile_row<'a, S: UnwindSection<Slice<'a>>>(
+    section: &S,
+    row: &UnwindTableRow<usize, Rows>,
+    return_address: Register,
+    signal: bool,
+) -> Option<Compiled> {
+    let ra_rule = row.register(return_address)?;
+    if ra_rule == RegisterRule::Undefined {
+        return Some(Compiled::Short(Rule::Root));
+    }
+    if !signal && let Some(usual) = usual(row, return_address) {
+        return Some(Compiled::Short(Rule::Usual(usual)));
+    }
+    let cfa = match row.cfa() {
+        CfaRule::RegisterAndOffset { register, offset } => Cfa::Register(register.0, *offset),
+        CfaRule::Expression(expression) => match short(expression, section)? {
+            Short::Address(register, offset) => Cfa::Register(register, offset),
+            Short::Deref(register, offset) => Cfa::Deref(register, offset),
+            Short::No(code) => Cfa::Expression(code),
+        },
+    };
+    let mut registers = Vec::new();
+    for (register, rule) in row.registers() {
+        if let Ok(number @ 0..16) = u8::try_from(register.0) {
+            registers.push((number, saved(rule, section)?));
+        }
+    }
+    Some(Compiled::General(General {
+        signal,
+        cfa,
+        return_address: saved(&ra_rule, section)?,
+        registers: registers.into(),
+    }))
+}
+
+/// The row as a [`Usual`] rule, if it is one.
+fn usual(row: &UnwindTableRow<usize, Rows>, return_address: Register) -> Option<Usual> {
+    let CfaRule::RegisterAndOffset { register, offset } = row.cfa() else {
+        return None;
+    };
+    let mut usual = Usual {
+        cfa_register: u8::try_from(register.0).ok().filter(|&r| r < 16)?,
+        cfa_offset: i32::try_from(*offset).ok()?,
+        saved: [0; 6],
+    };
+    for (register, rule) in row.registers() {
+        match *rule {
+            RegisterRule::Offset(-8) if *register == return_address => {}
+            _ if *register == return_address => return None,
+            // Vector registers and flags: no rule depends on them.
+            _ if register.0 > 16 => {}
+            RegisterRule::SameValue => {}
+            RegisterRule::Offset(offset) if offset % 8 == 0 => {
+                let preserved = PRESERVED
+                    .iter()
+                    .position(|&p| p == usize::from(register.0))?;
+                let units = i16::try_from(offset / 8).ok().filter(|&units| units != 0)?;
+                *usual.saved.get_mut(preserved)? = units;
+            }
+            _ => return None,
+        }
+    }
+    Some(usual)
+}
+
+fn saved<'a, S: UnwindSection<Slice<'a>>>(
+    rule: &RegisterRule<usize>,
+    section: &S,
+) -> Option<Saved> {
+    Some(match rule {
+        RegisterRule::Undefined => Saved::Undefined,
+        RegisterRule::SameValue => Saved::Same,
+        RegisterRule::Offset(offset) => Saved::AtCfa(*offset),
+        RegisterRule::ValOffset(offset) => Saved::Cfa(*offset),
+        RegisterRule::Register(register) => Saved::Register(register.0),
+        RegisterRule::Expression(expression) => match short(expression, section)? {
+            Short::Address(register, offset) => Saved::At(register, offset),
+            Short::Deref(..) => Saved::Expression(code_of(expression, section)?),
+            Short::No(code) => Saved::Expression(code),
+        },
+        RegisterRule::ValExpression(expression) => match short(expression, section)? {
+            Short::Deref(register, offset) => Saved::At(register, offset),
+            Short::Address(..) => Saved::Value(code_of(expression, section)?),
+            Short::No(code) => Saved::Value(code),
+        },
+        RegisterRule::Constant(value) => Saved::Constant(*value),
+        _ => return None,
+    })
+}
+
+/// The two forms that compilers use most: `DW_OP_breg`, and that with a `DW_OP_deref` behind it.
+enum Short {
+    Address(u16, i64),
+    Deref(u16, i64),
+    No(Box<[u8]>),
+}
+
+fn short<'a, S: UnwindSection<Slice<'a>>>(
+    expression: &UnwindExpression<usize>,
+    section: &S,
+) -> Option<Short> {
+    let bytes = expression.get(section).ok()?.0;
+    let mut operations = Expression(bytes).operations(ENCODING);
+    let mut next = || operations.next().ok().flatten();
+    let place = match next() {
+        Some(Operation::RegisterOffset {
+            register, offset, ..
+        }) => Some((register.0, offset)),
+        _ => None,
+    };
+    Some(match (place, next(), next()) {
+        (Some((register, offset)), None, None) => Short::Address(register, offset),
+        (
+            Some((register, offset)),
+            Some(Operation::Deref {
+                size: 8,
+                space: false,
+                ..
+            }),
+            None,
+        ) => Short::Deref(register, offset),
+        _ => Short::No(bytes.slice().into()),
+    })
+}
+
+fn code_of<'a, S: UnwindSection<Slice<'a>>>(
+    expression: &UnwindExpression<usize>,
+    section: &S,
+) -> Option<Box<[u8]>> {
+    Some(expression.get(section).ok()?.0.slice().into())
+}
+
+/// `mov $15, %rax` or `mov $15, %eax`, and `syscall`: a signal trampoline that its author gave no
+/// unwind information (musl, Go).
+fn is_sigreturn(code: &[u8; 9]) -> bool {
+    *code == [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05]
+        || code.starts_with(&[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05])
+}
+
+/// At the trampoline `rsp` points to the kernel's `struct ucontext`, whose registers begin at 40 in
+/// the order below.
+fn sigreturn_rule() -> Compiled {
+    const R8_TO_RSP: [u8; 16] = [8, 9, 10, 11, 12, 13, 14, 15, 5, 4, 6, 3, 1, 0, 2, 7];
+    let rsp = dwarf::RSP as u16;
+    let place = |index: usize| 40 + 8 * index as i64;
+    let registers = R8_TO_RSP
+        .iter()
+        .enumerate()
+        .map(|(index, &register)| (register, Saved::At(rsp, place(index))));
+    Compiled::General(General {
+        signal: true,
+        cfa: Cfa::Deref(rsp, place(15)),
+        return_address: Saved::At(rsp, place(16)),
+        registers: registers.collect(),
+    })
+}
