@@ -1,0 +1,103 @@
+// Calls that fail, some of them after they have acted in part.
+//
+//   failing [COUNT=10]
+//
+// Each failing call's errno is printed by name; a victim that cannot make its call fail as it should
+// says what came instead.
+//   map_einval         mmap of length 0
+//   map_ebadf          mmap of a file that is not open
+//   map_enomem         mmap beyond what the address space has
+//   map_eexist         MAP_FIXED_NOREPLACE over a live mapping
+//   unmap_einval       munmap of an address that is not on a page
+//   unmap_nothing      munmap of a hole: succeeds
+//   remap_efault       mremap of a hole
+//   protect_hole       mprotect over 2 mapped pages, a hole, 2 mapped pages: ENOMEM, and the first two
+//                      pages are changed all the same
+//   remap_destroys     mremap(MREMAP_FIXED | MREMAP_DONTUNMAP) under RLIMIT_AS: ENOMEM after its
+//                      destination of 6 pages has been unmapped ("destination_gone" says whether)
+//   shmdt_einval       shmdt of nothing
+//   brk_refused        brk below the heap: returns the old end
+// maptrail must say: drift 0; protect_hole holds 4 pages a round; remap_destroys holds its 6 source
+// pages, and its destination's 6 only where "destination_gone" is 0.
+#include "truth.h"
+#include <sys/resource.h>
+#include <sys/shm.h>
+
+static struct kind hole = {.name = "protect_hole"}, destroyed = {.name = "remap_destroys"};
+static const char *names[11];
+static long rounds_gone;
+
+static char *map(struct kind *k, char *at, size_t pages, int flags) {
+    char *p = check_map(mmap(at, pages * PAGE, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0),
+                        "mmap");
+    if (k) made(k, pages * PAGE);
+    return p;
+}
+
+static const char *name(long result) {
+    if (result != -1) return "no error";
+    const char *n = strerrorname_np(errno);
+    return n ? n : "?";
+}
+
+static const char *map_error(size_t len, int flags, int fd, void *at) {
+    return name((long)mmap(at, len, PROT_READ, flags, fd, 0));
+}
+
+FRAME const char *protect_hole(void) {
+    char *p = map(&hole, NULL, 5, 0);
+    check(munmap(p + 2 * PAGE, PAGE), "munmap");
+    released_part(&hole, PAGE);
+    return name(mprotect(p, 5 * PAGE, PROT_READ));
+}
+
+FRAME const char *remap_destroys(void) {
+    char *from = map(&destroyed, NULL, 6, 0), *to = map(&destroyed, NULL, 6, 0);
+    touch(from, 6 * PAGE);
+    touch(to, 6 * PAGE);
+    struct rlimit old, none = {PAGE, 0};
+    check(getrlimit(RLIMIT_AS, &old), "getrlimit");
+    none.rlim_max = old.rlim_max;
+    check(setrlimit(RLIMIT_AS, &none), "setrlimit");
+    const char *result = name((long)mremap(from, 6 * PAGE, 6 * PAGE,
+                                           MREMAP_MAYMOVE | MREMAP_FIXED | 4 /* MREMAP_DONTUNMAP */, to));
+    check(setrlimit(RLIMIT_AS, &old), "setrlimit");
+    unsigned char resident[6];
+    if (mincore(to, 6 * PAGE, resident) == -1 && errno == ENOMEM) {
+        released(&destroyed, 6 * PAGE);
+        rounds_gone++;
+    }
+    return result;
+}
+
+int main(int argc, char **argv) {
+    static const char *keys[] = {"map_einval",   "map_ebadf",     "map_enomem",   "map_eexist",
+                                 "unmap_einval", "unmap_nothing", "remap_efault", "protect_hole",
+                                 "remap_destroys", "shmdt_einval", "brk_refused"};
+    long count = arg(argc, argv, 1, 10);
+    int anon = MAP_PRIVATE | MAP_ANONYMOUS;
+    char *live = map(NULL, NULL, 3, 0), *empty = map(NULL, NULL, 3, 0);
+    check(munmap(empty, 3 * PAGE), "munmap");
+    for (long i = 0; i < count; i++) {
+        names[0] = map_error(0, anon, -1, NULL);
+        names[1] = map_error(PAGE, MAP_PRIVATE, 9999, NULL);
+        names[2] = map_error(1UL << 48, anon, -1, NULL);
+        names[3] = map_error(PAGE, anon | MAP_FIXED_NOREPLACE, -1, live + PAGE);
+        names[4] = name(munmap(live + 1, PAGE));
+        names[5] = name(munmap(empty, 3 * PAGE));
+        names[6] = name((long)mremap(empty, PAGE, 2 * PAGE, MREMAP_MAYMOVE));
+        names[7] = protect_hole();
+        names[8] = remap_destroys();
+        names[9] = name(shmdt(live));
+        long end = syscall(SYS_brk, 0);
+        names[10] = syscall(SYS_brk, PAGE) == end ? "old end" : "moved";
+    }
+    truth_begin("failing");
+    truth_kind(&hole);
+    truth_kind(&destroyed);
+    for (int i = 0; i < 11; i++) truth_word(keys[i], names[i]);
+    truth_number("destination_gone", rounds_gone);
+    truth_end();
+    return 0;
+}
