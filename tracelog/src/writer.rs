@@ -1,20 +1,276 @@
-//! Writes a log, chunk by chunk.
+//! Writes a log, chunk by chunk, and adds names to one that is finished.
+//!
+//! It only needs [`Write`], so a log can go down a pipe. When a chunk is written (once a second,
+//! say) is the caller's decision.
 
-use crate::record::{CallEvent, Record, StackNode};
-use crate::types::{Nanos, Stamp};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 
-/// What is written at one go: either all of it reads back, or none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Chunk {
-    /// Time of its first event or record.
-    pub first_ns: Nanos,
-    /// No effect with a smaller stamp comes in a later chunk: the entry stamp of the oldest call
-    /// still in flight, or the next stamp to be given out.
-    pub low_water: Stamp,
-    /// New stack nodes, in order; the log numbers them on from the chunk before (first is 1).
-    pub nodes: Vec<StackNode>,
-    /// Records, ascending by stamp.
-    pub records: Vec<Record>,
-    /// Events, ascending by exit stamp.
-    pub events: Vec<CallEvent>,
+use crate::block::{BlockHeader, FIRST_BLOCK, HEADER_LEN, MAGIC, MAJOR, MINOR, Placed, kind};
+use crate::chunk::{ChunkEncoder, Part};
+use crate::index;
+use crate::meta;
+use crate::reader::{LogReader, OpenError};
+use crate::record::{Header, Name};
+use crate::section::{self, BlockBuilder};
+use crate::varint;
+
+pub use crate::chunk::Chunk;
+
+/// Names are written in blocks of about this size before compression, bytes.
+const NAMES_PER_BLOCK: usize = 4 << 20;
+
+/// Writes a log.
+///
+/// Each method that writes hands the output one `write_all` per block, so that a recorder that is
+/// killed leaves at most one incomplete block, at the end. After a failed write the log is good up
+/// to the block before, and the writer refuses to go on.
+pub struct LogWriter<W> {
+    out: W,
+    /// Bytes of the log so far.
+    written: u64,
+    blocks: Vec<Placed>,
+    sequence: u32,
+    /// Id of the next stack node. `None` when an existing log was opened: it takes no more chunks.
+    next_node: Option<u32>,
+    failed: bool,
+    builder: BlockBuilder,
+    chunks: ChunkEncoder,
+    raw: Vec<u8>,
+}
+
+impl<W: Write> LogWriter<W> {
+    /// Begins a log: writes magic, version and header.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub fn create(out: W, header: &Header) -> io::Result<LogWriter<W>> {
+        let mut writer = LogWriter::new(out, FIRST_BLOCK, Vec::new(), Some(1))?;
+        let mut payload = Vec::new();
+        meta::put_header(&mut payload, header)
+            .map_err(|_| io::Error::other("the header cannot be encoded"))?;
+        let mut head = BlockHeader {
+            kind: kind::HEADER,
+            ..BlockHeader::default()
+        };
+        let block = writer.builder.plain(&mut head, &payload)?;
+        let mut start = Vec::with_capacity(FIRST_BLOCK as usize + block.len());
+        start.extend_from_slice(MAGIC);
+        start.extend_from_slice(&MAJOR.to_le_bytes());
+        start.extend_from_slice(&MINOR.to_le_bytes());
+        start.extend_from_slice(block);
+        writer.out.write_all(&start)?;
+        writer.note(head);
+        Ok(writer)
+    }
+
+    fn new(
+        out: W,
+        written: u64,
+        blocks: Vec<Placed>,
+        next_node: Option<u32>,
+    ) -> io::Result<LogWriter<W>> {
+        Ok(LogWriter {
+            out,
+            written,
+            sequence: blocks
+                .last()
+                .map_or(0, |b| b.header.sequence.wrapping_add(1)),
+            blocks,
+            next_node,
+            failed: false,
+            builder: BlockBuilder::new()?,
+            chunks: ChunkEncoder::default(),
+            raw: Vec::new(),
+        })
+    }
+
+    /// Writes a chunk. One that is too large for a block (2^18 events or nodes, or 64 MiB of
+    /// records) becomes several.
+    ///
+    /// # Errors
+    /// Those of the output; `InvalidInput` for a single record of more than 64 MiB, for more than
+    /// 2^32 stack nodes, and for a log that was opened with [`LogWriter::append`].
+    pub fn write_chunk(&mut self, chunk: &Chunk) -> io::Result<()> {
+        self.write_part(Part::whole(chunk))
+    }
+
+    fn write_part(&mut self, mut part: Part<'_>) -> io::Result<()> {
+        self.check()?;
+        loop {
+            let fits = self.chunks.prepare(&part)?;
+            let Some((first, rest)) = part.split(!fits) else {
+                return self.write_block(&part);
+            };
+            self.write_part(first)?;
+            part = rest;
+        }
+    }
+
+    /// Writes the part that was prepared last.
+    fn write_block(&mut self, part: &Part<'_>) -> io::Result<()> {
+        let invalid = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
+        let first = self
+            .next_node
+            .ok_or_else(|| invalid("a log that was finished takes no more chunks"))?;
+        let next = u32::try_from(part.nodes.len())
+            .ok()
+            .and_then(|n| first.checked_add(n))
+            .ok_or_else(|| invalid("too many stack nodes for one log"))?;
+        let (header, block) =
+            (self.chunks).encode(part, first, self.sequence, &mut self.builder)?;
+        self.failed = true;
+        self.out.write_all(block)?;
+        self.failed = false;
+        self.next_node = Some(next);
+        self.note(header);
+        Ok(())
+    }
+
+    /// Writes names of places in modules.
+    ///
+    /// # Errors
+    /// Those of the output; `InvalidInput` for a single name of more than 60 MiB.
+    pub fn write_names(&mut self, names: &[Name]) -> io::Result<()> {
+        let mut one = Vec::new();
+        let mut raw = Vec::new();
+        for (i, name) in names.iter().enumerate() {
+            one.clear();
+            meta::put_name(&mut one, name)
+                .map_err(|_| io::Error::other("a name cannot be encoded"))?;
+            varint::put(&mut raw, one.len() as u64);
+            raw.extend_from_slice(&one);
+            if raw.len() >= NAMES_PER_BLOCK || i + 1 == names.len() {
+                self.write_section(kind::NAMES, section::id::NAMES, &raw)?;
+                raw.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the index and the end mark, and flushes. Without them a log is read just as well, only
+    /// opened more slowly.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub fn finish(&mut self) -> io::Result<()> {
+        let mut raw = std::mem::take(&mut self.raw);
+        raw.clear();
+        index::encode(&self.blocks, &mut raw);
+        if raw.len() <= section::MAX_RAW {
+            let offset = self.written;
+            self.write_section(kind::INDEX, section::id::INDEX, &raw)?;
+            self.write_plain(kind::END, &offset.to_le_bytes())?;
+        }
+        self.raw = raw;
+        self.out.flush()
+    }
+
+    /// Bytes of the log so far; for one that was opened, including what was there.
+    #[must_use]
+    pub fn bytes_written(&self) -> u64 {
+        self.written
+    }
+
+    /// The output.
+    pub fn get_ref(&self) -> &W {
+        &self.out
+    }
+
+    /// The output, to flush it for example. Whatever else is written to it damages the log.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    /// Gives back the output. Does not [`finish`](LogWriter::finish) the log.
+    pub fn into_inner(self) -> W {
+        self.out
+    }
+
+    fn write_section(&mut self, kind: u8, id: u8, raw: &[u8]) -> io::Result<()> {
+        self.check()?;
+        let mut header = self.next_header(kind);
+        self.builder.start(1);
+        self.builder.add(id, raw)?;
+        let block = self.builder.finish(&mut header)?;
+        self.failed = true;
+        self.out.write_all(block)?;
+        self.failed = false;
+        self.note(header);
+        Ok(())
+    }
+
+    fn write_plain(&mut self, kind: u8, payload: &[u8]) -> io::Result<()> {
+        self.check()?;
+        let mut header = self.next_header(kind);
+        let block = self.builder.plain(&mut header, payload)?;
+        self.failed = true;
+        self.out.write_all(block)?;
+        self.failed = false;
+        self.note(header);
+        Ok(())
+    }
+
+    /// Blocks that are no chunks carry the times of the block before, so that they ascend.
+    fn next_header(&self, kind: u8) -> BlockHeader {
+        let before = self.blocks.last().map(|b| b.header).unwrap_or_default();
+        BlockHeader {
+            kind,
+            sequence: self.sequence,
+            first_ns: before.last_ns,
+            last_ns: before.last_ns,
+            low_water: before.low_water,
+            ..BlockHeader::default()
+        }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.failed {
+            return Err(io::Error::other("an earlier write to the log failed"));
+        }
+        Ok(())
+    }
+
+    /// Enters the block just written.
+    fn note(&mut self, header: BlockHeader) {
+        let block = Placed {
+            offset: self.written,
+            header,
+        };
+        self.written = block.end();
+        self.sequence = self.sequence.wrapping_add(1);
+        self.blocks.push(block);
+    }
+}
+
+impl<F: Read + Write + Seek> LogWriter<F> {
+    /// Opens an existing log to add names to it, and to [`finish`](LogWriter::finish) it again. What
+    /// is there is not changed, but for the front of an incomplete block at its end, over which a
+    /// mark is written that says so.
+    ///
+    /// # Errors
+    /// As [`LogReader::open`].
+    pub fn append(mut file: F) -> Result<LogWriter<F>, OpenError> {
+        let scan = LogReader::open(&mut file)?.into_scan();
+        let len = file.seek(SeekFrom::End(0))?;
+        let good = len - scan.cut_bytes;
+        let mut writer = LogWriter::new(file, good, scan.blocks, None)?;
+        match scan.cut_bytes.checked_sub(HEADER_LEN as u64) {
+            // Too short for a mark: left alone, and skipped by readers.
+            None => writer.written = len,
+            Some(payload_len) => writer.cover(good, payload_len)?,
+        }
+        writer.out.seek(SeekFrom::Start(writer.written))?;
+        Ok(writer)
+    }
+
+    /// Writes void marks over `payload_len + HEADER_LEN` bytes from `offset` on.
+    fn cover(&mut self, offset: u64, payload_len: u64) -> io::Result<()> {
+        let mut header = self.next_header(kind::VOID);
+        header.payload_len = u32::try_from(payload_len)
+            .map_err(|_| io::Error::other("the log's incomplete end is larger than 4 GiB"))?;
+        self.out.seek(SeekFrom::Start(offset))?;
+        self.out.write_all(&header.encode())?;
+        self.note(header);
+        Ok(())
+    }
 }
