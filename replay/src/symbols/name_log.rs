@@ -1,0 +1,117 @@
+//! Puts names into a finished log, so that it reads the same on a machine without the files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::OpenOptions;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use maptrail_tracelog::reader::{LogReader, OpenError};
+use maptrail_tracelog::record::{Body, FileInfo, ModuleInfo};
+use maptrail_tracelog::types::{FileId, ModuleId};
+use maptrail_tracelog::writer::{Chunk, LogWriter};
+use rustc_hash::FxHashMap;
+
+use super::{Module, Symboliser};
+
+/// Why a log got no names.
+#[derive(Debug, thiserror::Error)]
+pub enum NameLogError {
+    /// It cannot be opened for reading and writing.
+    #[error("cannot open the log")]
+    Open(#[from] OpenError),
+    /// It cannot be read or written.
+    #[error("cannot add names to the log")]
+    Io(#[from] io::Error),
+}
+
+/// How naming a log went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Places in modules that the log's stacks go through.
+    pub places: u64,
+    /// Those of them that have a name now.
+    pub named: u64,
+}
+
+/// What a log says of its modules and the places in them.
+#[derive(Default)]
+struct Places {
+    modules: BTreeMap<ModuleId, ModuleInfo>,
+    files: FxHashMap<FileId, FileInfo>,
+    lookups: BTreeMap<ModuleId, BTreeSet<u64>>,
+}
+
+/// Names every frame of the log at `path` and appends the names to it. `opened` gives a path that
+/// leads to the very file of a module that ran, where the caller kept one open.
+///
+/// Names that the log has already are left as they are, so doing it twice does no harm.
+///
+/// # Errors
+/// See [`NameLogError`]. The events of the log are not touched, whatever happens.
+pub fn name_log(
+    path: &Path,
+    opened: impl Fn(ModuleId) -> Option<PathBuf>,
+) -> Result<Named, NameLogError> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(NameLogError::Io)?;
+    let places = collect(&mut LogReader::open(io::BufReader::new(&mut file))?)?;
+    let mut symboliser = Symboliser::default();
+    let mut done = Named::default();
+    let mut writer = LogWriter::append(file)?;
+    for (id, lookups) in places.lookups {
+        let lookups: Vec<u64> = lookups.into_iter().collect();
+        done.places += lookups.len() as u64;
+        let Some(info) = places.modules.get(&id) else {
+            continue;
+        };
+        let Some(file) = places.files.get(&info.file) else {
+            continue;
+        };
+        let module = Module {
+            id,
+            info,
+            file,
+            opened: opened(id),
+        };
+        let mut names = symboliser.name(&module, &lookups);
+        names.retain(|n| !n.frames.is_empty());
+        done.named += names.len() as u64;
+        writer.write_names(&names)?;
+    }
+    writer.finish()?;
+    Ok(done)
+}
+
+/// Reads the whole log for its modules and the places in them that have no name yet.
+fn collect<R: io::Read + io::Seek>(reader: &mut LogReader<R>) -> io::Result<Places> {
+    let mut places = Places::default();
+    let mut chunk = Chunk::default();
+    while reader.next_chunk(&mut chunk)? {
+        for node in &chunk.nodes {
+            if node.module != ModuleId(0) {
+                let lookups = places.lookups.entry(node.module).or_default();
+                lookups.insert(node.lookup());
+            }
+        }
+        for record in chunk.records.drain(..) {
+            match record.body {
+                Body::Module(id, info) => {
+                    places.modules.insert(id, info);
+                }
+                Body::File(id, info) => {
+                    places.files.insert(id, info);
+                }
+                _ => {}
+            }
+        }
+    }
+    for name in reader.names()? {
+        if let Some(lookups) = places.lookups.get_mut(&name.module) {
+            lookups.remove(&name.lookup);
+        }
+    }
+    Ok(places)
+}

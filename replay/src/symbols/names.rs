@@ -1,0 +1,210 @@
+//! A log's stacks as a person reads them: with the names in the log, and where it has none, with
+//! those that the files on this machine give.
+
+use std::fmt;
+
+use maptrail_tracelog::record::{Name, NameSource, StackNode};
+use maptrail_tracelog::types::{ModuleId, StackId};
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use super::{Module, Symboliser};
+use crate::world::World;
+
+/// One frame of a stack. Where functions were inlined, one place in the code makes several frames.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Frame {
+    /// The function, demangled; `null` if no name is known.
+    pub function: Option<String>,
+    /// The file that the code lies in, or `[vdso]` and the like; empty for code in no file.
+    pub module: String,
+    /// The source file.
+    pub file: Option<String>,
+    /// The line, from 1.
+    pub line: Option<u32>,
+    /// The place in the module (an ELF virtual address), or in the space where there is no module.
+    #[serde(serialize_with = "hex")]
+    pub offset: u64,
+    /// `function` is only the nearest exported one below: the code may belong to another.
+    pub near: bool,
+    /// The function was inlined into the next frame's.
+    pub inlined: bool,
+    /// Found without unwind information: plausible, not proved.
+    pub guessed: bool,
+    /// The stack goes on past this frame; the unwinder could not.
+    pub truncated: bool,
+}
+
+fn hex<S: serde::Serializer>(value: &u64, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(&format_args!("{value:#x}"))
+}
+
+/// Modules that everybody's stacks go through on their way to the kernel.
+const PLUMBING: [&str; 10] = [
+    "libc.so",
+    "libc-2.",
+    "ld-linux",
+    "ld-musl",
+    "libpthread",
+    "libjemalloc",
+    "libtcmalloc",
+    "libmimalloc",
+    "[vdso]",
+    "ld-2.",
+];
+
+impl Frame {
+    /// The module's file name without its folder.
+    #[must_use]
+    pub fn module_name(&self) -> &str {
+        self.module.rsplit('/').next().unwrap_or(&self.module)
+    }
+
+    /// Whether it lies in libc, the loader or an allocator: on the way, rarely the cause.
+    #[must_use]
+    pub fn is_plumbing(&self) -> bool {
+        let module = self.module_name();
+        PLUMBING.iter().any(|p| module.starts_with(p))
+            || self
+                .function
+                .as_deref()
+                .is_some_and(|f| f.starts_with("operator new") || f.starts_with("__rust_alloc"))
+    }
+
+    /// What to call the frame in running text: its function, or the place in its module.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match &self.function {
+            Some(function) if !self.near => function.clone(),
+            _ => self.place(),
+        }
+    }
+
+    /// `libfoo.so+0x1234`, or the bare address of code in no module.
+    #[must_use]
+    pub fn place(&self) -> String {
+        if self.module.is_empty() {
+            format!("{:#x}", self.offset)
+        } else {
+            format!("{}+{:#x}", self.module_name(), self.offset)
+        }
+    }
+}
+
+/// The names of a log's frames.
+#[derive(Debug)]
+pub struct Names {
+    known: FxHashMap<(ModuleId, u64), Name>,
+    symboliser: Option<Symboliser>,
+}
+
+impl Names {
+    /// Names from the log alone.
+    #[must_use]
+    pub fn from_log(names: Vec<Name>) -> Names {
+        let known = names
+            .into_iter()
+            .map(|name| ((name.module, name.lookup), name))
+            .collect();
+        Names {
+            known,
+            symboliser: None,
+        }
+    }
+
+    /// Names from the log, and what it lacks from the modules' files, if this machine has the same.
+    #[must_use]
+    pub fn with_files(names: Vec<Name>) -> Names {
+        Names {
+            symboliser: Some(Symboliser::default()),
+            ..Names::from_log(names)
+        }
+    }
+
+    /// The frames of a stack, innermost first; none if no stack was taken.
+    pub fn stack(&mut self, world: &World, stack: StackId) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        for node in world.frames(stack) {
+            self.push_frames(world, node, &mut frames);
+        }
+        frames
+    }
+
+    /// What to call a stack in one word: its innermost frame that is not plumbing.
+    pub fn label(&mut self, world: &World, stack: StackId) -> Option<String> {
+        let frames = self.stack(world, stack);
+        let telling = frames.iter().find(|f| !f.is_plumbing());
+        telling.or(frames.first()).map(Frame::label)
+    }
+
+    fn push_frames(&mut self, world: &World, node: &StackNode, frames: &mut Vec<Frame>) {
+        let info = world.module(node.module);
+        let module = info.map_or("", |m| world.files.path(m.file));
+        let bare = Frame {
+            function: None,
+            module: module.to_owned(),
+            file: None,
+            line: None,
+            offset: node.offset,
+            near: false,
+            inlined: false,
+            guessed: node.flags & StackNode::GUESSED != 0,
+            truncated: false,
+        };
+        let name = self.name(world, node);
+        match name.filter(|n| !n.frames.is_empty()) {
+            None => frames.push(bare),
+            Some(name) => {
+                let last = name.frames.len() - 1;
+                for (i, named) in name.frames.iter().enumerate() {
+                    frames.push(Frame {
+                        function: Some(named.function.clone()),
+                        file: named.file.clone(),
+                        line: named.line,
+                        near: name.source == NameSource::Dynamic,
+                        inlined: i < last,
+                        ..bare.clone()
+                    });
+                }
+            }
+        }
+        if let Some(outermost) = frames.last_mut() {
+            outermost.truncated = node.flags & StackNode::TRUNCATED != 0;
+        }
+    }
+
+    fn name(&mut self, world: &World, node: &StackNode) -> Option<&Name> {
+        let place = (node.module, node.lookup());
+        if !self.known.contains_key(&place) {
+            let symboliser = self.symboliser.as_mut()?;
+            let info = world.module(node.module)?;
+            let module = Module {
+                id: node.module,
+                info,
+                file: world.files.info(info.file)?,
+                opened: None,
+            };
+            let name = symboliser.name(&module, &[place.1]).pop()?;
+            self.known.insert(place, name);
+        }
+        self.known.get(&place)
+    }
+}
+
+impl fmt::Display for Frame {
+    /// `function  (module, file:line)` without escaping; see the views for what reaches a terminal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.function, self.near) {
+            (Some(function), false) => write!(f, "{function} ({})", self.module_name())?,
+            (Some(function), true) => write!(f, "{} (near {function})", self.place())?,
+            (None, _) => f.write_str(&self.place())?,
+        }
+        if let Some(file) = &self.file {
+            write!(f, " {file}")?;
+            if let Some(line) = self.line {
+                write!(f, ":{line}")?;
+            }
+        }
+        Ok(())
+    }
+}
