@@ -32,7 +32,7 @@ pub use memory::{FIRST_READ, StackCopy, TargetMemory};
 pub use modules::{FileKey, Modules};
 pub use regs::{Regs, dwarf};
 
-use rules::{Rule, Rules};
+use rules::{Entered, Rule, Rules};
 use step::{Cursor, Origin};
 
 /// Frames after which a stack is cut.
@@ -199,13 +199,23 @@ impl Walk {
             Rule::General(index) => {
                 let general = unwinder.rules.general(index);
                 let general = general.ok_or(End::Truncated(Cut::BadRule))?;
-                if general.signal {
-                    // The kernel made the handler return to the trampoline's first instruction.
-                    frame.flags |= StackNode::EXACT;
-                    next_flags = StackNode::EXACT;
+                match general.entered {
+                    Entered::Call => {}
+                    // The address is that of the function's first instruction.
+                    Entered::Placed => frame.flags |= StackNode::EXACT,
+                    Entered::Signal => {
+                        frame.flags |= StackNode::EXACT;
+                        next_flags = StackNode::EXACT;
+                    }
                 }
                 out.push(frame);
-                self.cursor.step_general(general, stack, mem)?
+                let origin = self.cursor.step_general(general, stack, mem)?;
+                if general.entered == Entered::Placed
+                    && space.lookup(self.cursor.rip.wrapping_sub(1)).is_none()
+                {
+                    return Err(End::Root);
+                }
+                origin
             }
             Rule::Root => {
                 out.push(frame);

@@ -56,13 +56,24 @@ pub(super) struct Usual {
 /// Any rule.
 #[derive(Debug)]
 pub(super) struct General {
-    /// The frame is the trampoline that the kernel lets a signal handler return to: its caller was
-    /// interrupted, it did not call.
-    pub signal: bool,
+    pub entered: Entered,
     pub cfa: Cfa,
     pub return_address: Saved,
     /// Registers below 16 and their rules; those not named are unchanged.
     pub registers: Box<[(u8, Saved)]>,
+}
+
+/// How a frame's function came to be entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entered {
+    /// It was called.
+    Call,
+    /// It is the trampoline that the kernel lets a signal handler return to: its caller was
+    /// interrupted, it did not call.
+    Signal,
+    /// Somebody put its first instruction on the stack as a return address, as `makecontext` does for
+    /// what runs when a coroutine ends. What lies above is a caller only if it looks like one.
+    Placed,
 }
 
 /// Where the CFA is.
@@ -144,11 +155,17 @@ impl Rules {
     fn learn(&mut self, modules: &Modules, module: ModuleId, svma: u64) -> Rule {
         let context = &mut self.context;
         let compiled = modules
-            .cfi_at(module, svma, |entry| compile(entry, context, svma))
+            .cfi_at(module, svma, |entry| compile(entry, context, svma, false))
             .or_else(|| {
-                // The address is one before the return address, so the trampoline starts past it.
-                let code = modules.code_at(module, svma.checked_add(1)?)?;
-                is_sigreturn(&code).then(sigreturn_rule)
+                // The address is one before the return address. Where no function is, one may begin
+                // right behind.
+                let start = svma.checked_add(1)?;
+                modules
+                    .cfi_at(module, start, |entry| compile(entry, context, start, true))
+                    .or_else(|| {
+                        let code = modules.code_at(module, start)?;
+                        is_sigreturn(&code).then(sigreturn_rule)
+                    })
             });
         let rule = match compiled {
             None => Rule::Unknown,
@@ -166,17 +183,23 @@ impl Rules {
     }
 }
 
-/// `None` if the entry does not cover `svma`.
-fn compile(entry: &Entry, context: &mut UnwindContext<usize, Rows>, svma: u64) -> Option<Compiled> {
+/// `None` if the entry does not cover `svma`, or does not start there although it is the address of a
+/// function that was [placed](Entered::Placed).
+fn compile(
+    entry: &Entry,
+    context: &mut UnwindContext<usize, Rows>,
+    svma: u64,
+    placed: bool,
+) -> Option<Compiled> {
     match entry.kind {
         Kind::EhFrame => {
             let section = EhFrame::new(&entry.bytes, LittleEndian);
-            compile_in(&section, entry, context, svma)
+            compile_in(&section, entry, context, svma, placed)
         }
         Kind::DebugFrame => {
             let mut section = DebugFrame::new(&entry.bytes, LittleEndian);
             section.set_address_size(8);
-            compile_in(&section, entry, context, svma)
+            compile_in(&section, entry, context, svma, placed)
         }
     }
 }
@@ -186,19 +209,27 @@ fn compile_in<'a, S: UnwindSection<Slice<'a>>>(
     entry: &'a Entry,
     context: &mut UnwindContext<usize, Rows>,
     svma: u64,
+    placed: bool,
 ) -> Option<Compiled> {
     let bases = &entry.bases;
     let fde = section
         .fde_from_offset(bases, S::Offset::from(entry.fde), S::cie_from_offset)
         .ok()?;
-    if !fde.contains(svma) {
+    if !fde.contains(svma) || (placed && fde.initial_address() != svma) {
         return None;
     }
     let Ok(row) = fde.unwind_info_for_address(section, bases, context, svma) else {
         return Some(Compiled::Short(Rule::Bad));
     };
     let return_address = fde.cie().return_address_register();
-    let compiled = compile_row(section, row, return_address, fde.is_signal_trampoline());
+    let entered = if fde.is_signal_trampoline() {
+        Entered::Signal
+    } else if placed {
+        Entered::Placed
+    } else {
+        Entered::Call
+    };
+    let compiled = compile_row(section, row, return_address, entered);
     Some(compiled.unwrap_or(Compiled::Short(Rule::Bad)))
 }
 
@@ -206,13 +237,15 @@ fn compile_row<'a, S: UnwindSection<Slice<'a>>>(
     section: &S,
     row: &UnwindTableRow<usize, Rows>,
     return_address: Register,
-    signal: bool,
+    entered: Entered,
 ) -> Option<Compiled> {
     let ra_rule = row.register(return_address)?;
     if ra_rule == RegisterRule::Undefined {
         return Some(Compiled::Short(Rule::Root));
     }
-    if !signal && let Some(usual) = usual(row, return_address) {
+    if entered == Entered::Call
+        && let Some(usual) = usual(row, return_address)
+    {
         return Some(Compiled::Short(Rule::Usual(usual)));
     }
     let cfa = match row.cfa() {
@@ -230,7 +263,7 @@ fn compile_row<'a, S: UnwindSection<Slice<'a>>>(
         }
     }
     Some(Compiled::General(General {
-        signal,
+        entered,
         cfa,
         return_address: saved(&ra_rule, section)?,
         registers: registers.into(),
@@ -352,7 +385,7 @@ fn sigreturn_rule() -> Compiled {
         .enumerate()
         .map(|(index, &register)| (register, Saved::At(rsp, place(index))));
     Compiled::General(General {
-        signal: true,
+        entered: Entered::Signal,
         cfa: Cfa::Deref(rsp, place(15)),
         return_address: Saved::At(rsp, place(16)),
         registers: registers.collect(),

@@ -3,7 +3,7 @@
 use super::expression::evaluate;
 use super::memory::{StackCopy, TargetMemory};
 use super::regs::{Regs, dwarf};
-use super::rules::{Cfa, General, PRESERVED, Saved, Usual};
+use super::rules::{Cfa, Entered, General, PRESERVED, Saved, Usual};
 use super::{Cut, End};
 
 /// Registers as they were in some frame. Those whose value is lost are not `valid`.
@@ -157,7 +157,7 @@ impl Cursor {
             return Err(End::Truncated(Cut::LostRegister));
         }
         *self = caller;
-        Ok(if rule.signal {
+        Ok(if rule.entered == Entered::Signal {
             Origin::Anywhere
         } else {
             origin
