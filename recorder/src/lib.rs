@@ -1,5 +1,38 @@
-//! Records the memory system calls of live processes.
+//! Records the memory system calls of live processes: ptrace, mechanisms, unwinding.
+//!
+//! It writes what it sees to a log (`maptrail-tracelog`) and never judges it; names of functions,
+//! the model of the address space and the verdicts are the replay's.
+//!
+//! ```text
+//! launch      starts a program; the processes that take part
+//! tracer      the loop, and what happens at each kind of stop
+//! mechanism   how stops are made: the seccomp filter
+//! unwind      from registers and stack memory to frames
+//! code, maps, residency, proc    what the kernel says of a space
+//! journal     from the tracer to the log's file
+//! front       from the tracer to the process that the user started
+//! core        which core the tracer runs on
+//! sys         the only place with unsafe code
+//! ```
 
 #![deny(unsafe_code)]
 
+mod code;
+mod core;
+mod error;
+mod front;
+mod journal;
+mod launch;
+mod maps;
+mod mechanism;
+mod proc;
+mod residency;
+#[allow(unsafe_code, reason = "this is the place for it: each block says why it is sound")]
+mod sys;
+mod tracer;
 pub mod unwind;
+
+pub use error::Error;
+pub use front::Report;
+pub use journal::create;
+pub use launch::{Ended, Options, Recording, find_program, record};

@@ -1,0 +1,169 @@
+//! Which file stands behind executable memory: opens modules at first sight and keeps each space's
+//! map of code up to date from the recorded calls.
+//!
+//! A module is opened when it is mapped, through the descriptor that the program itself mapped, so
+//! that a file replaced later does not lie. The target's own paths are data: they are resolved
+//! inside the target's root, and what is found there must be the inode that the kernel named.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+
+use maptrail_tracelog::record::{Body, FileInfo, ModuleInfo, ModuleKind, Vma};
+use maptrail_tracelog::types::{FileId, ModuleId, SpaceId, Tid};
+use rustc_hash::FxHashSet;
+
+use crate::maps::FileTable;
+use crate::sys::{memory, open};
+use crate::unwind::{AddressMap, FileKey, Modules};
+
+/// Longest vdso that is believed, bytes.
+const VDSO_MAX: u64 = 64 << 10;
+
+/// What the log has been told of the unwinder's modules.
+#[derive(Default)]
+pub struct CodeLog {
+    reported: usize,
+    /// The [`FileId`] of each module, in the order of their ids.
+    files: Vec<FileId>,
+    /// (space, module) pairs whose base the log knows.
+    bases: FxHashSet<(u32, u32)>,
+}
+
+/// The target that a mapping belongs to, and how it came by it.
+#[derive(Clone, Copy)]
+pub struct Source {
+    /// A live thread of the space.
+    pub tid: Tid,
+    /// The descriptor that it mapped, where that is known.
+    pub fd: Option<i32>,
+}
+
+impl CodeLog {
+    /// Notes an executable mapping of a space in its `map`.
+    pub fn add(
+        &mut self,
+        modules: &mut Modules,
+        map: &mut AddressMap,
+        source: Source,
+        vma: &Vma,
+        files: &FileTable,
+    ) {
+        let Some(info) = files.info(vma.file) else {
+            map.insert_anonymous(vma.range);
+            return;
+        };
+        let module = if info.path == "[vdso]" {
+            vdso(modules, source.tid, vma)
+        } else if info.inode == 0 {
+            None
+        } else {
+            find_file(modules, source, info, vma)
+        };
+        let Some(module) = module else {
+            map.insert_anonymous(vma.range);
+            return;
+        };
+        while self.files.len() < modules.len() {
+            self.files.push(vma.file);
+        }
+        let bias = modules.bias(module, vma.range.start.0, vma.offset);
+        map.insert(vma.range, module, bias);
+    }
+
+    /// Records that define modules which the log does not know yet.
+    pub fn take_new(&mut self, modules: &Modules) -> Vec<Body> {
+        let from = std::mem::replace(&mut self.reported, modules.len());
+        (from + 1..=modules.len())
+            .map(|n| {
+                let id = ModuleId(n as u32);
+                Body::Module(
+                    id,
+                    ModuleInfo {
+                        kind: modules.kind(id).unwrap_or(ModuleKind::File),
+                        file: self.files.get(n - 1).copied().unwrap_or_default(),
+                        build_id: modules.build_id(id).to_vec(),
+                    },
+                )
+            })
+            .collect()
+    }
+
+    /// Records that tell where modules lie in a space, for those that the log was not told of.
+    pub fn take_new_bases(
+        &mut self,
+        space: SpaceId,
+        map: &AddressMap,
+    ) -> Vec<Body> {
+        map.iter()
+            .filter(|code| code.module.0 != 0 && self.bases.insert((space.0, code.module.0)))
+            .map(|code| Body::ModuleBase {
+                space,
+                module: code.module,
+                bias: code.bias,
+            })
+            .collect()
+    }
+}
+
+fn vdso(modules: &mut Modules, tid: Tid, vma: &Vma) -> Option<ModuleId> {
+    let mut bytes = vec![0; usize::try_from(vma.range.len().min(VDSO_MAX)).ok()?];
+    let n = memory::read(tid, vma.range.start.0, &mut bytes);
+    Some(modules.add_memory(bytes.get(..n)?))
+}
+
+fn find_file(
+    modules: &mut Modules,
+    source: Source,
+    info: &FileInfo,
+    vma: &Vma,
+) -> Option<ModuleId> {
+    let key = FileKey {
+        dev: info.dev,
+        inode: info.inode,
+    };
+    if let Some(known) = modules.find(key) {
+        return Some(known);
+    }
+    let (tid, range) = (source.tid, vma.range);
+    let places = [
+        source.fd.map(|fd| format!("/proc/{tid}/fd/{fd}")),
+        Some(format!("/proc/{tid}/exe")),
+        Some(format!("/proc/{tid}/map_files/{range}")),
+    ];
+    let by_link = places.into_iter().flatten();
+    let file = by_link
+        .filter_map(|place| open_regular(&place).ok())
+        .find(|file| is_inode(file, info.inode))
+        .or_else(|| {
+            let root = File::open(format!("/proc/{tid}/root")).ok()?;
+            let path = info.path.strip_prefix('/')?;
+            open::in_root(&root, path)
+                .ok()
+                .filter(|file| is_inode(file, info.inode))
+        })?;
+    Some(modules.add_file(key, file))
+}
+
+/// Opens a file only if it is a regular one: opening a device or a FIFO can have effects.
+fn open_regular(path: &str) -> io::Result<File> {
+    let look = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+        .open(path)?;
+    let kind = look.metadata()?.file_type();
+    if !kind.is_file() || kind.is_fifo() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
+        .open(path)
+}
+
+/// Whether a file is the one that the kernel named. The device is not compared: what maps shows and
+/// what stat says differ on btrfs and overlay file systems.
+fn is_inode(file: &File, inode: u64) -> bool {
+    file.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.ino() == inode)
+}

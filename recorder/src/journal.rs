@@ -1,0 +1,277 @@
+//! Collects what the tracer sees into chunks and has them written by a thread of their own, so that
+//! compression and the disk are off the tracer's path.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use maptrail_tracelog::record::{Body, CallEvent, Header, Record};
+use maptrail_tracelog::types::{Nanos, Stamp};
+use maptrail_tracelog::writer::{Chunk, LogWriter};
+
+use crate::error::Error;
+use crate::sys::timer;
+use crate::unwind::Interner;
+
+/// A chunk is handed on at this many events, whatever its age.
+const CHUNK_EVENTS: usize = 8192;
+/// Or at this age. The promise is one second; the tick that looks at the age is coarser than this.
+const CHUNK_AGE_NS: u64 = 400_000_000;
+/// Chunks that may wait for the disk (about 1 MiB each) before the tracer waits as well.
+const WAITING_CHUNKS: usize = 32;
+/// How long the tracer waits for a disk that does not move before it gives the log up: a target is
+/// never held for ever by an output that hangs.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Creates the file of a log: readable by its owner only, never through a symbolic link, and never
+/// over an existing file unless `force`.
+pub fn create(path: &Path, force: bool) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NOCTTY);
+    if force {
+        options.create(true).truncate(true);
+    } else {
+        options.create_new(true);
+    }
+    options.open(path).map_err(|source| Error::Output {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The way from the tracer to the log.
+pub struct Journal {
+    chunk: Chunk,
+    start_ns: u64,
+    to_writer: Option<SyncSender<Chunk>>,
+    empty: Receiver<Chunk>,
+    failure: Arc<OnceLock<String>>,
+    /// The output hangs: the writing thread cannot be waited for.
+    hangs: bool,
+    writer: Option<JoinHandle<()>>,
+    events: u64,
+    lost: Arc<AtomicU64>,
+}
+
+impl Journal {
+    /// Writes the header and starts the writing thread. `start_ns` is the CLOCK_MONOTONIC instant
+    /// that the log's times count from.
+    pub fn open(file: File, header: &Header, start_ns: u64) -> io::Result<Journal> {
+        let mut log = LogWriter::create(Shrinking::new(file), header)?;
+        let (to_writer, chunks) = sync_channel::<Chunk>(WAITING_CHUNKS);
+        let (recycle, empty) = channel();
+        let failure = Arc::new(OnceLock::new());
+        let failed = Arc::clone(&failure);
+        let lost = Arc::new(AtomicU64::new(0));
+        let dropped = Arc::clone(&lost);
+        let work = move || {
+            timer::block_signals_in_this_thread();
+            for mut chunk in &chunks {
+                if let Err(error) = log.write_chunk(&chunk) {
+                    let _ = failed.set(error.to_string());
+                    log.get_mut().cut_back();
+                    // What can still be said is the closing summary, if it fits. The tracer has seen
+                    // the failure and sends nothing else any more.
+                    let mut closing = chunk;
+                    loop {
+                        dropped.fetch_add(closing.events.len() as u64, Ordering::Relaxed);
+                        match chunks.recv() {
+                            Ok(chunk) => closing = chunk,
+                            Err(_) => break,
+                        }
+                    }
+                    closing.events.clear();
+                    closing.nodes.clear();
+                    if log.write_chunk(&closing).is_err() {
+                        log.get_mut().cut_back();
+                    }
+                    return;
+                }
+                log.get_mut().keep();
+                chunk.nodes.clear();
+                chunk.records.clear();
+                chunk.events.clear();
+                let _ = recycle.send(chunk);
+            }
+            if let Err(error) = log.finish() {
+                let _ = failed.set(error.to_string());
+                log.get_mut().cut_back();
+            }
+        };
+        let writer = std::thread::Builder::new()
+            .name("maptrail-log".into())
+            .spawn(work)?;
+        Ok(Journal {
+            chunk: Chunk::default(),
+            start_ns,
+            to_writer: Some(to_writer),
+            empty,
+            failure,
+            hangs: false,
+            writer: Some(writer),
+            events: 0,
+            lost,
+        })
+    }
+
+    /// The log's time now.
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        Nanos(timer::monotonic_ns().saturating_sub(self.start_ns))
+    }
+
+    /// Notes an event. True when the chunk is full and should be handed on.
+    pub fn event(&mut self, event: CallEvent) -> bool {
+        if self.chunk.events.is_empty() && self.chunk.records.is_empty() {
+            self.chunk.first_ns = event.entry_ns;
+        }
+        self.events += 1;
+        self.chunk.events.push(event);
+        self.chunk.events.len() >= CHUNK_EVENTS
+    }
+
+    /// Notes a record.
+    pub fn record(&mut self, stamp: Stamp, ns: Nanos, body: Body) {
+        if self.chunk.events.is_empty() && self.chunk.records.is_empty() {
+            self.chunk.first_ns = ns;
+        }
+        self.chunk.records.push(Record { stamp, ns, body });
+    }
+
+    /// Whether something has waited long enough to be written.
+    #[must_use]
+    pub fn due(&self) -> bool {
+        let waiting = !self.chunk.events.is_empty() || !self.chunk.records.is_empty();
+        waiting && self.now().0.saturating_sub(self.chunk.first_ns.0) >= CHUNK_AGE_NS
+    }
+
+    /// Hands the chunk on. `low_water` as in [`Chunk`]. An error means that the log has ended: it
+    /// cannot be written any more.
+    pub fn flush(&mut self, low_water: Stamp, stacks: &mut Interner) -> Result<(), String> {
+        if let Some(failure) = self.failure.get() {
+            let failure = failure.clone();
+            self.drop_events();
+            return Err(failure);
+        }
+        let mut next = self.empty.try_recv().unwrap_or_default();
+        std::mem::swap(&mut next, &mut self.chunk);
+        next.low_water = low_water;
+        stacks.take_new(&mut next.nodes);
+        self.send(next)
+    }
+
+    fn drop_events(&mut self) {
+        let n = self.chunk.events.len() as u64;
+        self.lost.fetch_add(n, Ordering::Relaxed);
+        self.chunk.events.clear();
+    }
+
+    fn send(&mut self, mut chunk: Chunk) -> Result<(), String> {
+        let Some(to_writer) = &self.to_writer else {
+            return Err("the log is closed".into());
+        };
+        let patience_ends = self.now().0 + PATIENCE.as_nanos() as u64;
+        loop {
+            match to_writer.try_send(chunk) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(back)) if self.now().0 < patience_ends => {
+                    chunk = back;
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                Err(TrySendError::Full(back)) => {
+                    self.lost.fetch_add(back.events.len() as u64, Ordering::Relaxed);
+                    self.hangs = true;
+                    let why = format!("the output did not take data for {PATIENCE:?}");
+                    let _ = self.failure.set(why.clone());
+                    return Err(why);
+                }
+                Err(TrySendError::Disconnected(back)) => {
+                    self.lost.fetch_add(back.events.len() as u64, Ordering::Relaxed);
+                    let why = self.failure.get().cloned();
+                    return Err(why.unwrap_or_else(|| "the writing thread ended".into()));
+                }
+            }
+        }
+    }
+
+    /// Events noted so far, and those of them that did not reach the log.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        let lost = self.lost.load(Ordering::Relaxed);
+        (self.events.saturating_sub(lost), lost)
+    }
+
+    /// Hands on what is left (the summary is among it) and waits until all is
+    /// written. Returns the counts, and what went wrong with the output, if anything did.
+    pub fn close(mut self, low_water: Stamp, stacks: &mut Interner) -> (u64, u64, Option<String>) {
+        if !self.hangs {
+            if self.failure.get().is_some() {
+                self.drop_events();
+            }
+            let mut last = std::mem::take(&mut self.chunk);
+            last.low_water = low_water;
+            stacks.take_new(&mut last.nodes);
+            // A failure shows in `failure` and in the counts.
+            let _ = self.send(last);
+        }
+        drop(self.to_writer.take());
+        if let Some(writer) = self.writer.take()
+            && !self.hangs
+            && writer.join().is_err()
+        {
+            let _ = self.failure.set("the writing thread panicked".into());
+        }
+        let (events, lost) = self.counts();
+        (events, lost, self.failure.get().cloned())
+    }
+}
+
+/// A file that can be cut back to its last good length when a write failed half way.
+struct Shrinking {
+    file: File,
+    good: u64,
+    written: u64,
+}
+
+impl Shrinking {
+    fn new(file: File) -> Shrinking {
+        Shrinking {
+            file,
+            good: 0,
+            written: 0,
+        }
+    }
+
+    /// All that was written is good.
+    fn keep(&mut self) {
+        self.good = self.written;
+    }
+
+    /// Takes back what was written since. A pipe cannot do that: its reader sees a cut log.
+    fn cut_back(&mut self) {
+        use std::io::Seek;
+        if self.file.set_len(self.good).is_ok() {
+            let _ = self.file.seek(io::SeekFrom::Start(self.good));
+            self.written = self.good;
+        }
+    }
+}
+
+impl Write for Shrinking {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(buf)?;
+        self.written += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}

@@ -1,0 +1,412 @@
+//! Starts a program under the recorder, and stands in for it towards whoever started us.
+//!
+//! Three processes take part. The *front* process is the one that the user started: it is the
+//! program's parent, passes signals on, stops when the program is stopped, and ends as it ends. The
+//! *program* is a plain child of it, in the same process group and session, with everything that
+//! the front process was given. The *tracer* is a process in a session of its own: the terminal's
+//! signals do not reach it, and it can stay behind when the program leaves a daemon.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use maptrail_tracelog::record::{Header, Mechanism};
+use maptrail_tracelog::types::{ModuleId, PAGE, Pid, Tid};
+
+use crate::error::Error;
+use crate::front::{self, FromTracer, Heard, Report, ToFront};
+use crate::journal::Journal;
+use crate::mechanism::{self, filter};
+use crate::proc;
+use crate::sys::spawn::{self, ChildState, SignalMask, Start, status};
+use crate::sys::{ptrace, timer};
+use crate::tracer::{TICK, Task, Tracer};
+
+/// What to record.
+pub struct Options {
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+    /// Where the log goes.
+    pub log: File,
+    /// How stops are made; chosen by what the kernel offers if `None`.
+    pub mechanism: Option<Mechanism>,
+    /// Record the processes that it makes, too.
+    pub follow_forks: bool,
+    /// How long to record; until the program ends if `None`.
+    pub window: Option<Duration>,
+    /// The log has standard output: send the program's own to standard error.
+    pub output_to_stderr: bool,
+}
+
+/// How the program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// With this exit code.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+}
+
+/// A recording that was made.
+pub struct Recording {
+    /// How the program ended.
+    pub ended: Ended,
+    /// How stops were made.
+    pub mechanism: Mechanism,
+    /// The recording in numbers; `None` if the tracer was killed before the log was complete.
+    pub report: Option<Report>,
+    /// Modules that frames lie in, as they were when they were mapped.
+    pub modules: Vec<(ModuleId, File)>,
+}
+
+/// Looks the program up as a shell would.
+///
+/// # Errors
+/// [`Error::NotFound`] and [`Error::NotExecutable`].
+pub fn find_program(name: &OsStr) -> Result<PathBuf, Error> {
+    let shown = || name.to_string_lossy().into_owned();
+    let candidates: Vec<PathBuf> = if name.as_bytes().contains(&b'/') {
+        vec![PathBuf::from(name)]
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+        std::env::split_paths(&path).map(|dir| dir.join(name)).collect()
+    };
+    let mut refused = None;
+    for candidate in candidates {
+        match executable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) if e.raw_os_error() == Some(libc::ENOTDIR) => {}
+            Err(e) => refused = refused.or(Some(e)),
+        }
+    }
+    Err(match refused {
+        Some(source) => Error::NotExecutable {
+            program: shown(),
+            source,
+        },
+        None => Error::NotFound(shown()),
+    })
+}
+
+fn executable(path: &Path) -> io::Result<()> {
+    let meta = std::fs::metadata(path)?;
+    if meta.is_dir() {
+        return Err(io::Error::from_raw_os_error(libc::EISDIR));
+    }
+    nix::unistd::access(path, nix::unistd::AccessFlags::X_OK)?;
+    if meta.permissions().mode() & 0o111 == 0 {
+        return Err(io::Error::from_raw_os_error(libc::EACCES));
+    }
+    Ok(())
+}
+
+/// Runs the program and records it. `say` is given remarks for the user. Must be called while this
+/// process has one thread.
+///
+/// # Errors
+/// See [`Error`]; the program has not run, unless it is [`Error::TracerDied`].
+pub fn record(options: Options, say: &mut dyn FnMut(&str)) -> Result<Recording, Error> {
+    let mechanism = match options.mechanism {
+        Some(Mechanism::Seccomp) | None if spawn::seccomp_can_trace() => Mechanism::Seccomp,
+        Some(Mechanism::Seccomp) => return Err(Error::NoSeccomp),
+        None => {
+            say("this kernel offers no seccomp filters: recording with --mechanism syscall, \
+                 which stops at every system call");
+            Mechanism::Syscall
+        }
+        Some(other) => other,
+    };
+    let mask = spawn::block_front_signals().map_err(Error::system("blocking signals"))?;
+    let outcome = launch(options, mechanism, mask, say);
+    spawn::restore_signals(&mask);
+    outcome
+}
+
+fn launch(
+    options: Options,
+    mechanism: Mechanism,
+    mask: SignalMask,
+    say: &mut dyn FnMut(&str),
+) -> Result<Recording, Error> {
+    let signals = spawn::front_signal_fd().map_err(Error::system("signalfd"))?;
+    let (to_front, from_tracer) = front::pair().map_err(Error::system("socketpair"))?;
+    let (at_tracer, at_program) = UnixStream::pair().map_err(Error::system("socketpair"))?;
+    let (status, status_end) = io::pipe().map_err(Error::system("pipe"))?;
+
+    let fork = || spawn::fork().map_err(Error::system("fork"));
+    let Some(tracer) = fork()? else {
+        trace(options, mechanism, at_tracer, to_front);
+    };
+    drop((at_tracer, to_front));
+    let filter = (mechanism == Mechanism::Seccomp).then(filter::program);
+    let Some(program) = fork()? else {
+        let start = Start {
+            command: &options.command,
+            mask,
+            filter: filter.as_deref(),
+            output_to_stderr: options.output_to_stderr,
+            tracer,
+        };
+        spawn::become_program(&start, at_program, status_end);
+    };
+    drop((at_program, status_end));
+    let front = Front {
+        name: options
+            .command
+            .first()
+            .map(|w| w.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        program,
+        tracer,
+        mechanism,
+        mask,
+    };
+    // The log's descriptor belongs to the tracer from here on.
+    drop(options);
+    front.stand_in(signals, from_tracer, status, say)
+}
+
+/// The tracer's process.
+fn trace(options: Options, mechanism: Mechanism, link: UnixStream, mut front: ToFront) -> ! {
+    let keep = [link.as_raw_fd(), front.as_raw_fd(), options.log.as_raw_fd()];
+    if let Err(error) = spawn::become_background(&keep) {
+        front.refused(&format!("the recorder could not start: {error}"));
+        spawn::exit_now(1);
+    }
+    spawn::raise_descriptor_limit();
+    match trace_program(options, mechanism, link, &mut front) {
+        Ok(mut tracer) => {
+            if let Err(error) = tracer.run() {
+                front.note(&format!("the recorder failed: {error}"));
+                spawn::exit_now(1);
+            }
+            spawn::exit_now(0)
+        }
+        Err(cause) => {
+            front.refused(&cause);
+            spawn::exit_now(1)
+        }
+    }
+}
+
+fn trace_program(
+    options: Options,
+    mechanism: Mechanism,
+    mut link: UnixStream,
+    front: &mut ToFront,
+) -> Result<Tracer, String> {
+    let mut pid = [0; 4];
+    link.read_exact(&mut pid)
+        .map_err(|e| format!("the program could not be started: {e}"))?;
+    let root = Pid(u32::from_le_bytes(pid));
+    ptrace::seize(Tid(root.0), mechanism::needs_exit_kill(mechanism))
+        .map_err(|e| why_refused(root, &e))?;
+    timer::start(TICK).map_err(|e| format!("setitimer: {e}"))?;
+    let start_ns = timer::monotonic_ns();
+    let header = header(&options, mechanism, start_ns);
+    let journal = Journal::open(options.log, &header, start_ns)
+        .map_err(|e| format!("the log cannot be written: {e}"))?;
+    let task = Task {
+        root,
+        mechanism,
+        follow_forks: options.follow_forks,
+        window_ns: options.window.map(|w| w.as_nanos() as u64),
+    };
+    let front = front.try_clone().map_err(|e| format!("dup: {e}"))?;
+    let tracer = Tracer::new(task, journal, front);
+    link.write_all(b"g")
+        .map_err(|e| format!("the program could not be started: {e}"))?;
+    Ok(tracer)
+}
+
+/// The cause of a refusal, and what to do about it.
+fn why_refused(pid: Pid, error: &io::Error) -> String {
+    if let Some(tracer) = proc::tracer_of(Tid(pid.0)) {
+        let name = proc::comm(Tid(tracer.0));
+        return format!(
+            "{name} (pid {tracer}) traces it already, and a process has one tracer; \
+             run maptrail outside of {name}"
+        );
+    }
+    let yama = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    match (error.raw_os_error(), yama.trim()) {
+        (Some(libc::EPERM), "3") => "ptrace is switched off on this machine until it is rebooted \
+             (kernel.yama.ptrace_scope is 3)"
+            .into(),
+        (Some(libc::EPERM), "2") => "only processes with CAP_SYS_PTRACE may trace on this machine \
+             (kernel.yama.ptrace_scope is 2); run as root, or with that capability"
+            .into(),
+        (Some(libc::EPERM), _) => "the kernel refused ptrace; in a container, allow the ptrace \
+             system call (a seccomp profile, or --cap-add SYS_PTRACE)"
+            .into(),
+        (Some(libc::ENOSYS), _) => "the ptrace system call is not there; a container's seccomp \
+             profile may forbid it"
+            .into(),
+        _ => format!("the kernel refused ptrace: {error}"),
+    }
+}
+
+fn header(options: &Options, mechanism: Mechanism, monotonic_start_ns: u64) -> Header {
+    let (host, kernel) = nix::sys::utsname::uname().map_or_else(
+        |_| (String::new(), String::new()),
+        |u| {
+            let text = |s: &OsStr| s.to_string_lossy().into_owned();
+            let kernel = format!("{} {}", text(u.release()), text(u.version()));
+            (text(u.nodename()), kernel)
+        },
+    );
+    let since_epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Header {
+        writer: env!("CARGO_PKG_VERSION").into(),
+        host,
+        kernel,
+        command: options
+            .command
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect(),
+        mechanism,
+        wall_start_ns: since_epoch.as_nanos() as u64,
+        monotonic_start_ns,
+        page_size: PAGE as u32,
+    }
+}
+
+/// The front process while the program runs.
+struct Front {
+    name: String,
+    program: Pid,
+    tracer: Pid,
+    mechanism: Mechanism,
+    mask: SignalMask,
+}
+
+impl Front {
+    /// Stands in for the program until it has ended and its log is complete.
+    fn stand_in(
+        &self,
+        signals: File,
+        from_tracer: FromTracer,
+        status: PipeReader,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Recording, Error> {
+        let mut status = Some(status);
+        let mut tracer_lives = true;
+        let mut ended = None;
+        let mut report = None;
+        let mut modules = Vec::new();
+        while ended.is_none() || (report.is_none() && tracer_lives) {
+            let mut fds: Vec<&dyn AsRawFd> = vec![&signals];
+            if tracer_lives {
+                fds.push(&from_tracer);
+            }
+            if let Some(status) = &status {
+                fds.push(status);
+            }
+            let ready = spawn::poll_readable(&fds, -1).map_err(Error::system("poll"))?;
+            let is_ready = |n: usize| ready.get(n).copied().unwrap_or(false);
+            let status_ready = is_ready(1 + usize::from(tracer_lives));
+            if tracer_lives && is_ready(1) {
+                match from_tracer.hear().map_err(Error::system("recvmsg"))? {
+                    Heard::Note(text) => say(&text),
+                    Heard::Modules(batch) => modules.extend(batch),
+                    Heard::Done(done) => report = Some(done),
+                    Heard::Refused(cause) => {
+                        spawn::kill(self.program, libc::SIGKILL);
+                        return Err(Error::Refused {
+                            program: self.name.clone(),
+                            cause,
+                        });
+                    }
+                    Heard::Gone => {
+                        tracer_lives = false;
+                        if report.is_none() && ended.is_none() {
+                            say(self.tracer_died());
+                        }
+                    }
+                }
+            }
+            if let Some(pipe) = status.take_if(|_| status_ready) {
+                self.started(pipe)?;
+            }
+            while let Some(arrived) = spawn::read_signal(&signals) {
+                match arrived.signal {
+                    libc::SIGCHLD => {}
+                    libc::SIGINT | libc::SIGTERM | libc::SIGHUP if ended.is_some() => {
+                        // The program is gone, and the user will not wait for the log's end.
+                        tracer_lives = false;
+                    }
+                    // The whole process group has it already, the program among them.
+                    _ if arrived.from_kernel => {}
+                    libc::SIGTSTP => spawn::kill(self.program, libc::SIGTSTP),
+                    signal => spawn::kill(self.program, signal),
+                }
+            }
+            // One SIGCHLD may stand for several changes.
+            loop {
+                match spawn::child_state(self.program) {
+                    ChildState::Exited(code) => ended = Some(Ended::Exited(code)),
+                    ChildState::Killed(signal) => ended = Some(Ended::Killed(signal)),
+                    ChildState::Stopped(signal) => {
+                        spawn::stop_self(signal, &self.mask);
+                        continue;
+                    }
+                    ChildState::Unchanged | ChildState::Gone => {}
+                }
+                break;
+            }
+            // Reaped here so that it does not linger as a zombie.
+            let _ = spawn::child_state(self.tracer);
+        }
+        Ok(Recording {
+            ended: ended.unwrap_or(Ended::Killed(libc::SIGKILL)),
+            mechanism: self.mechanism,
+            report,
+            modules,
+        })
+    }
+
+    fn tracer_died(&self) -> &'static str {
+        if mechanism::needs_exit_kill(self.mechanism) {
+            "the recorder was killed, and the kernel killed the program with it; \
+             the log holds all up to its last second (--mechanism syscall lets a program live on)"
+        } else {
+            "the recorder was killed; the program goes on, and the log holds all up to its last \
+             second"
+        }
+    }
+
+    /// Reads what the starting program wrote: nothing, if exec closed the pipe.
+    fn started(&self, mut pipe: PipeReader) -> Result<(), Error> {
+        let mut said = Vec::new();
+        pipe.read_to_end(&mut said)
+            .map_err(Error::system("reading from the starting program"))?;
+        let mut said = said.as_slice();
+        if let Some(rest) = said.strip_prefix(&[status::NO_NEW_PRIVS]) {
+            said = rest;
+        }
+        let [tag, errno @ ..] = said else {
+            return Ok(());
+        };
+        let errno = errno.try_into().map_or(0, i32::from_ne_bytes);
+        let source = io::Error::from_raw_os_error(errno);
+        let program = self.name.clone();
+        Err(match (*tag, errno) {
+            (status::FILTER_REFUSED, _) => Error::System {
+                doing: "installing the seccomp filter (record with --mechanism syscall)",
+                source,
+            },
+            (_, libc::ENOENT) => Error::NotFound(program),
+            _ => Error::NotExecutable { program, source },
+        })
+    }
+}

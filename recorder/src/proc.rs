@@ -1,0 +1,100 @@
+//! Small facts about a process from `/proc`. A fact that cannot be read (the process died) is empty.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use maptrail_tracelog::types::{Addr, Pid, Tid};
+
+/// `comm` of a thread.
+#[must_use]
+pub fn comm(tid: Tid) -> String {
+    let raw = fs::read(format!("/proc/{tid}/comm")).unwrap_or_default();
+    String::from_utf8_lossy(&raw).trim_end().to_owned()
+}
+
+/// The process that a thread belongs to.
+#[must_use]
+pub fn process_of(tid: Tid) -> Option<Pid> {
+    status_field(tid, "Tgid")?.parse().ok().map(Pid)
+}
+
+/// The effective user id.
+#[must_use]
+pub fn effective_uid(tid: Tid) -> Option<u32> {
+    status_field(tid, "Uid")?
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+}
+
+/// The process that traces it, if any.
+#[must_use]
+pub fn tracer_of(tid: Tid) -> Option<Pid> {
+    let pid = status_field(tid, "TracerPid")?.parse().ok()?;
+    (pid != 0).then_some(Pid(pid))
+}
+
+fn status_field(tid: Tid, key: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+        .map(|value| value.trim().to_owned())
+}
+
+/// Field `start_brk` of `/proc/TID/stat` (proc_pid_stat(5), field 47); 0 if it is not shown.
+#[must_use]
+pub fn start_brk(tid: Tid) -> Addr {
+    let text = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold anything; fields count from 3 after the last one.
+    let after = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let field = after.split_whitespace().nth(47 - 3);
+    Addr(field.and_then(|f| f.parse().ok()).unwrap_or(0))
+}
+
+/// The program that it runs, and its arguments.
+#[must_use]
+pub fn program(tid: Tid) -> (String, Vec<String>) {
+    let exe = fs::read_link(format!("/proc/{tid}/exe"))
+        .map(|path| path.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let raw = fs::read(format!("/proc/{tid}/cmdline")).unwrap_or_default();
+    let raw = raw.strip_suffix(b"\0").unwrap_or(&raw);
+    let argv = raw
+        .split(|b| *b == 0)
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect();
+    (exe, argv)
+}
+
+/// The owner of the program file if it is set-user-ID.
+#[must_use]
+pub fn set_uid_owner(tid: Tid) -> Option<u32> {
+    let meta = fs::metadata(format!("/proc/{tid}/exe")).ok()?;
+    (meta.mode() & libc::S_ISUID != 0).then(|| meta.uid())
+}
+
+/// Opens `/proc/TID/maps`.
+pub fn open_maps(tid: Tid) -> io::Result<File> {
+    File::open(format!("/proc/{tid}/maps"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_of_this_process() {
+        let me = Tid(std::process::id());
+        assert_eq!(process_of(me), Some(Pid(me.0)));
+        assert!(!comm(me).is_empty());
+        assert_ne!(start_brk(me), Addr(0));
+        let (exe, argv) = program(me);
+        assert!(exe.starts_with('/'), "{exe}");
+        assert!(!argv.is_empty());
+        assert!(effective_uid(me).is_some());
+        assert_eq!(tracer_of(me), None);
+        assert_eq!(process_of(Tid(u32::MAX)), None);
+    }
+}

@@ -1,0 +1,183 @@
+//! Which pages of a space are in RAM, and the kernel's own counters of them.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use maptrail_tracelog::record::{PageRun, Residency, RssSample, Vma};
+use maptrail_tracelog::types::{Addr, PAGE, Range, SpaceId, Tid};
+
+use crate::sys::procmap::{self, Place};
+
+/// `VmSize`, `RssAnon`, ... of `/proc/PID/status`, in bytes. Counters that the kernel does not show
+/// stay 0.
+pub fn rss(tid: Tid) -> io::Result<RssSample> {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/status"))?;
+    let mut sample = RssSample::default();
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(':') else {
+            continue;
+        };
+        let field = match key {
+            "VmSize" => &mut sample.size,
+            "RssAnon" => &mut sample.anon,
+            "RssFile" => &mut sample.file,
+            "RssShmem" => &mut sample.shmem,
+            "VmSwap" => &mut sample.swap,
+            _ => continue,
+        };
+        let kib = value.trim().trim_end_matches(" kB").trim();
+        *field = kib.parse::<u64>().unwrap_or(0).saturating_mul(1024);
+    }
+    Ok(sample)
+}
+
+/// Looks at the pages of `vmas`, for at most `budget`; what was not reached is missing from
+/// `looked_at`.
+pub fn pages(
+    tid: Tid,
+    space: SpaceId,
+    vmas: &[Vma],
+    budget: Duration,
+) -> io::Result<Residency> {
+    let pagemap = File::open(format!("/proc/{tid}/pagemap"))?;
+    let end = Instant::now() + budget;
+    let mut runs = [Runs::default(), Runs::default()];
+    let mut looked_at: Vec<Range> = Vec::new();
+    let mut scan = true;
+    for vma in vmas {
+        // [vsyscall] lies in the kernel's half.
+        if vma.range.start.0 >= 1 << 63 {
+            continue;
+        }
+        let mut at = vma.range.start;
+        while at < vma.range.end && Instant::now() < end {
+            let left = Range {
+                start: at,
+                end: vma.range.end,
+            };
+            let each = |run: Range, place| {
+                if let Some(runs) = runs.get_mut(usize::from(place == Place::Swapped)) {
+                    runs.add(run);
+                }
+            };
+            let reached = if scan {
+                match procmap::scan(&pagemap, left, each) {
+                    Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => {
+                        scan = false;
+                        continue;
+                    }
+                    answer => answer?,
+                }
+            } else {
+                read_entries(&pagemap, left, each)?
+            };
+            if reached <= at {
+                break;
+            }
+            at = reached;
+        }
+        let seen = Range {
+            start: vma.range.start,
+            end: at,
+        };
+        match looked_at.last_mut() {
+            Some(last) if last.end == seen.start => last.end = seen.end,
+            _ if !seen.is_empty() => looked_at.push(seen),
+            _ => {}
+        }
+        if at < vma.range.end {
+            break;
+        }
+    }
+    let [resident, swapped] = runs.map(|r| r.runs);
+    Ok(Residency {
+        space,
+        looked_at,
+        resident,
+        swapped,
+    })
+}
+
+/// The same by reading pagemap's 64-bit entries (before Linux 6.7): bit 63 present, bit 62 swapped.
+fn read_entries(
+    pagemap: &File,
+    range: Range,
+    mut each: impl FnMut(Range, Place),
+) -> io::Result<Addr> {
+    let mut raw = [0u8; 4096];
+    let n = pagemap.read_at(&mut raw, range.start.0 / PAGE * 8)?;
+    let mut at = range.start;
+    for entry in raw.chunks_exact(8).take(n / 8) {
+        if at >= range.end {
+            break;
+        }
+        let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
+        let page = Range {
+            start: at,
+            end: Addr(at.0 + PAGE),
+        };
+        if entry >> 63 & 1 == 1 {
+            each(page, Place::Resident);
+        } else if entry >> 62 & 1 == 1 {
+            each(page, Place::Swapped);
+        }
+        at = page.end;
+    }
+    Ok(at)
+}
+
+/// Joins neighbouring runs and counts in pages.
+#[derive(Default)]
+struct Runs {
+    runs: Vec<PageRun>,
+    end: u64,
+}
+
+impl Runs {
+    fn add(&mut self, range: Range) {
+        let (start, pages) = (range.start.0 / PAGE, range.len() / PAGE);
+        match self.runs.last_mut() {
+            Some(last) if start == self.end => last.pages += pages,
+            _ => self.runs.push(PageRun {
+                gap: start.saturating_sub(self.end),
+                pages,
+            }),
+        }
+        self.end = start + pages;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_of_looking_agree_on_this_process() {
+        let me = Tid(std::process::id());
+        let touched = vec![1u8; 64 << 12];
+        let start = Addr(touched.as_ptr() as u64).page_up();
+        let range = Range {
+            start,
+            end: Addr(start.0 + (32 << 12)),
+        };
+        let pagemap = File::open("/proc/self/pagemap").expect("opens");
+        let mut counts = [0u64; 2];
+        let mut at = range.start;
+        while at < range.end {
+            let left = Range { start: at, ..range };
+            at = read_entries(&pagemap, left, |r, _| counts[0] += r.len()).expect("reads");
+        }
+        match procmap::scan(&pagemap, range, |r, _| counts[1] += r.len()) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => {
+                eprintln!("SKIPPED: this kernel has no PAGEMAP_SCAN");
+                counts[1] = counts[0];
+            }
+            answer => assert_eq!(answer.expect("scans"), range.end),
+        }
+        assert_eq!(counts, [range.len(); 2]);
+        let rss = rss(me).expect("reads");
+        assert!(rss.anon >= range.len() && rss.size > rss.anon);
+    }
+}

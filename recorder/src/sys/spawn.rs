@@ -1,0 +1,394 @@
+//! Starting processes: the tracer's own, and the recorded program's.
+
+use std::ffi::{CString, OsString};
+use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::ptr;
+
+use libc::{c_int, pid_t, sock_filter, sock_fprog};
+use maptrail_tracelog::types::Pid;
+
+use super::startup;
+
+/// The signal mask that a program is to be started with.
+#[derive(Clone, Copy)]
+pub struct SignalMask(libc::sigset_t);
+
+/// Signals that the front process handles itself instead of dying by them.
+const FRONT_SIGNALS: [c_int; 8] = [
+    libc::SIGCHLD,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGTSTP,
+];
+
+fn front_set() -> libc::sigset_t {
+    // SAFETY: the set is emptied before signals are added.
+    unsafe {
+        let mut set = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
+        libc::sigemptyset(&raw mut set);
+        for signal in FRONT_SIGNALS {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        set
+    }
+}
+
+/// Blocks the signals that the front process reads from a descriptor; returns the mask as it was.
+pub fn block_front_signals() -> io::Result<SignalMask> {
+    let set = front_set();
+    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: sigprocmask reads one set and writes the other.
+    unsafe {
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, before.as_mut_ptr()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(SignalMask(before.assume_init()))
+    }
+}
+
+/// Puts the signal mask back.
+pub fn restore_signals(mask: &SignalMask) {
+    // SAFETY: sigprocmask reads one set.
+    unsafe {
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const mask.0, ptr::null_mut());
+    }
+}
+
+/// A descriptor that the blocked front signals can be read from.
+pub fn front_signal_fd() -> io::Result<std::fs::File> {
+    use std::os::fd::FromRawFd;
+    let set = front_set();
+    // SAFETY: signalfd reads the set and returns a new descriptor, which nobody else owns.
+    unsafe {
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(std::fs::File::from_raw_fd(fd))
+    }
+}
+
+/// A signal that came to the front process.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrived {
+    /// Its number.
+    pub signal: c_int,
+    /// The kernel sent it (the terminal's Ctrl-C, say): the whole process group has it already.
+    pub from_kernel: bool,
+}
+
+/// Reads one signal from the descriptor of [`front_signal_fd`], if one is there.
+pub fn read_signal(mut fd: &std::fs::File) -> Option<Arrived> {
+    let mut raw = [0u8; size_of::<libc::signalfd_siginfo>()];
+    if fd.read(&mut raw).ok()? != raw.len() {
+        return None;
+    }
+    let word = |at: usize| Some(i32::from_ne_bytes(raw.get(at..at + 4)?.try_into().ok()?));
+    Some(Arrived {
+        signal: word(0)?,
+        // ssi_code is the third word; SI_KERNEL is 0x80.
+        from_kernel: word(8)? == 0x80,
+    })
+}
+
+/// Stops this process as `signal` would, until it is continued.
+pub fn stop_self(signal: c_int, outside: &SignalMask) {
+    // SAFETY: plain signal calls on this process; the mask is put back afterwards.
+    unsafe {
+        let mut now = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const outside.0, &raw mut now);
+        libc::raise(signal);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const now, ptr::null_mut());
+    }
+}
+
+/// Forks this process, which must have one thread only. `None` in the child.
+pub fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: with one thread no lock can be held by a thread that the child lacks.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Some(Pid(pid as u32))),
+    }
+}
+
+/// Ends this process at once: no destructors, no buffered output of the parent's.
+pub fn exit_now(code: c_int) -> ! {
+    // SAFETY: _exit always returns to nobody.
+    unsafe { libc::_exit(code) }
+}
+
+/// Cuts this process loose from everything it inherited: a session of its own, default signals but
+/// for those that would kill a writer, `/dev/null` as standard descriptors, and no other descriptor
+/// than `keep`.
+pub fn become_background(keep: &[RawFd]) -> io::Result<()> {
+    // SAFETY: these calls change this process only; the caller owns the descriptors in `keep`, and
+    // every other one belongs to nobody here (a fresh fork of a single-threaded process).
+    unsafe {
+        libc::setsid();
+        let mut none = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
+        libc::sigemptyset(&raw mut none);
+        for signal in 1..32 {
+            let how = match signal {
+                libc::SIGPIPE | libc::SIGXFSZ | libc::SIGHUP => libc::SIG_IGN,
+                _ => libc::SIG_DFL,
+            };
+            libc::signal(signal, how);
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        if null < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for fd in 0..3 {
+            libc::dup2(null, fd);
+        }
+        let mut keep = keep.to_vec();
+        keep.sort_unstable();
+        let mut from = 3;
+        for fd in keep.into_iter().chain([RawFd::MAX]) {
+            if from < fd {
+                libc::syscall(libc::SYS_close_range, from, fd - 1, 0);
+            }
+            from = from.max(fd.saturating_add(1));
+        }
+    }
+    Ok(())
+}
+
+/// Raises the limit of open descriptors as far as this process may.
+pub fn raise_descriptor_limit() {
+    // SAFETY: getrlimit writes and setrlimit reads one struct.
+    unsafe {
+        let mut limit = MaybeUninit::<libc::rlimit>::zeroed().assume_init();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
+/// How the recorded program is started, by the process that is to become it.
+pub struct Start<'a> {
+    /// Argument vector; the first is looked up in PATH.
+    pub command: &'a [OsString],
+    /// The signal mask that it gets.
+    pub mask: SignalMask,
+    /// Filter to install, if stops are made by seccomp.
+    pub filter: Option<&'a [sock_filter]>,
+    /// Send its standard output to standard error (the log has standard output).
+    pub output_to_stderr: bool,
+    /// The tracer's process, which Yama must be told of.
+    pub tracer: Pid,
+}
+
+/// Tags of the messages that a starting process writes before it execs.
+pub mod status {
+    /// The filter could be installed only with no_new_privs.
+    pub const NO_NEW_PRIVS: u8 = b'N';
+    /// The filter was refused; four bytes of errno follow.
+    pub const FILTER_REFUSED: u8 = b'F';
+    /// exec was refused; four bytes of errno follow.
+    pub const EXEC_REFUSED: u8 = b'E';
+}
+
+/// Waits for the tracer, then becomes the program. Runs in a fresh fork; comes back only in failure.
+/// `tracer` is a stream to the tracer's process, `status` is closed by exec.
+pub fn become_program(start: &Start<'_>, mut tracer: impl Read + Write, mut status: impl Write) -> ! {
+    // SAFETY: plain calls on this process. Yama (if it is there) lets no process trace another that
+    // is not its descendant, unless that one agrees; the agreement is taken back once it is traced.
+    unsafe {
+        libc::prctl(libc::PR_SET_PTRACER, libc::c_ulong::from(start.tracer.0), 0, 0, 0);
+    }
+    let mut go = [0];
+    if tracer.write_all(&std::process::id().to_le_bytes()).is_err() || tracer.read_exact(&mut go).is_err() {
+        exit_now(127);
+    }
+    drop(tracer);
+    // SAFETY: plain calls on this process; signal sets and handlers as this process was given them.
+    unsafe {
+        libc::prctl(libc::PR_SET_PTRACER, 0, 0, 0, 0);
+        if !startup::sigpipe_was_ignored() {
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const start.mask.0, ptr::null_mut());
+        if start.output_to_stderr {
+            libc::dup2(2, 1);
+        }
+        for fd in 0..3 {
+            if startup::was_closed(fd) {
+                libc::close(fd);
+            }
+        }
+    }
+    let mut report = |tag: u8, error: &io::Error| {
+        let errno = error.raw_os_error().unwrap_or(0).to_ne_bytes();
+        let _ = status.write_all(&[tag, errno[0], errno[1], errno[2], errno[3]]);
+    };
+    let words: Result<Vec<CString>, _> = start
+        .command
+        .iter()
+        .map(|word| CString::new(word.clone().into_vec()))
+        .collect();
+    let Ok(words) = words else {
+        report(
+            status::EXEC_REFUSED,
+            &io::Error::from_raw_os_error(libc::EINVAL),
+        );
+        exit_now(127);
+    };
+    let mut argv: Vec<*const libc::c_char> = words.iter().map(|w| w.as_ptr()).collect();
+    argv.push(ptr::null());
+    if let Some(filter) = start.filter {
+        match install_filter(filter) {
+            Ok(false) => {}
+            Ok(true) => {
+                let _ = status.write_all(&[status::NO_NEW_PRIVS]);
+            }
+            Err(error) => {
+                report(status::FILTER_REFUSED, &error);
+                exit_now(127);
+            }
+        }
+    }
+    if let Some(first) = argv.first() {
+        // SAFETY: argv is a NULL-terminated vector of C strings that live until exec or _exit.
+        unsafe {
+            libc::execvp(*first, argv.as_ptr());
+        }
+    }
+    let error = io::Error::last_os_error();
+    // The error pipe is written with one plain write; nothing between the filter and here maps.
+    let errno = error.raw_os_error().unwrap_or(0).to_ne_bytes();
+    let _ = status.write_all(&[
+        status::EXEC_REFUSED,
+        errno[0],
+        errno[1],
+        errno[2],
+        errno[3],
+    ]);
+    exit_now(127)
+}
+
+/// Installs a seccomp filter for this process. Without the privilege to do so plainly it sets
+/// no_new_privs first, and says so by `true`.
+fn install_filter(filter: &[sock_filter]) -> io::Result<bool> {
+    let program = sock_fprog {
+        len: u16::try_from(filter.len()).map_err(io::Error::other)?,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    let set = || {
+        // SAFETY: the kernel copies the program; it does not write to it.
+        let answer = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+                &raw const program,
+            )
+        };
+        if answer < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    match set() {
+        Ok(()) => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+            // SAFETY: a plain prctl on this process.
+            if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            set().map(|()| true)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the kernel has seccomp filters that can ask a tracer.
+#[must_use]
+pub fn seccomp_can_trace() -> bool {
+    let action: u32 = libc::SECCOMP_RET_TRACE;
+    // SAFETY: the kernel reads one u32.
+    unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_GET_ACTION_AVAIL,
+            0,
+            &raw const action,
+        ) == 0
+    }
+}
+
+/// What became of a child process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildState {
+    /// It exited with this code.
+    Exited(i32),
+    /// This signal killed it.
+    Killed(i32),
+    /// This signal stopped it.
+    Stopped(i32),
+    /// Nothing new.
+    Unchanged,
+    /// There is no such child (any more).
+    Gone,
+}
+
+/// Asks, without waiting, what became of child `pid`.
+pub fn child_state(pid: Pid) -> ChildState {
+    let mut status = 0;
+    // SAFETY: waitpid writes one int.
+    let answer = unsafe {
+        libc::waitpid(
+            pid.0 as pid_t,
+            &raw mut status,
+            libc::WNOHANG | libc::WUNTRACED,
+        )
+    };
+    match answer {
+        0 => ChildState::Unchanged,
+        n if n < 0 => ChildState::Gone,
+        _ if libc::WIFEXITED(status) => ChildState::Exited(libc::WEXITSTATUS(status)),
+        _ if libc::WIFSIGNALED(status) => ChildState::Killed(libc::WTERMSIG(status)),
+        _ if libc::WIFSTOPPED(status) => ChildState::Stopped(libc::WSTOPSIG(status)),
+        _ => ChildState::Unchanged,
+    }
+}
+
+/// Sends a signal.
+pub fn kill(pid: Pid, signal: c_int) {
+    // SAFETY: kill takes integers.
+    unsafe {
+        libc::kill(pid.0 as pid_t, signal);
+    }
+}
+
+/// Waits until one of the descriptors can be read (or hung up), or `timeout_ms` passed (-1: for
+/// ever). Returns which.
+pub fn poll_readable(fds: &[&dyn AsRawFd], timeout_ms: c_int) -> io::Result<Vec<bool>> {
+    let mut polls: Vec<libc::pollfd> = fds
+        .iter()
+        .map(|fd| libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
+    // SAFETY: poll reads and writes the array of the length that it is given.
+    let n = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout_ms) };
+    if n < 0 {
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EINTR) {
+            return Err(error);
+        }
+    }
+    Ok(polls.iter().map(|p| p.revents != 0).collect())
+}

@@ -1,0 +1,489 @@
+//! What happens at a memory call: its entry, its exit, and what must be asked of the kernel besides.
+
+use maptrail_tracelog::calls::{Abi, Call, Effect};
+use maptrail_tracelog::record::{Body, CallEvent, Look, LookCause, Outcome};
+use maptrail_tracelog::types::{Addr, FileId, Perms, Range, SpaceId, StackId, Stamp, Tid};
+
+use super::decode::{self, Wanted};
+use super::state::{EVERYWHERE, MemoryCall, Pending};
+use super::{MemoryOf, Tracer};
+use crate::code::Source;
+use crate::mechanism::filter::{CLONE_UNTRACED, Watched};
+use crate::sys::memory;
+use crate::sys::ptrace::{Position, Resume, StopError, Stopped};
+use crate::unwind::Regs;
+
+const MAP_PRIVATE: u64 = 0x02;
+const MAP_DROPPABLE: u64 = 0x08;
+const MAP_TYPE: u64 = 0x0f;
+const MAP_FIXED: u64 = 0x10;
+const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_HUGETLB: u64 = 0x4_0000;
+const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+const MREMAP_FIXED: u64 = 2;
+const PROT_EXEC: u64 = 4;
+const PR_SET_VMA: u64 = 0x5356_4d41;
+
+impl Tracer {
+    /// A thread stands at the entry or the exit of a system call.
+    pub(super) fn at_call(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        let info = stopped.syscall_info()?;
+        let Some(abi) = info.abi else {
+            return self.resume(stopped);
+        };
+        match info.position {
+            Position::Entry { number, args } => self.entry(stopped, abi, number, args),
+            Position::Exit(value) => self.exit(stopped, value),
+            Position::None => self.resume(stopped),
+        }
+    }
+
+    fn entry(
+        &mut self,
+        stopped: Stopped,
+        abi: Abi,
+        number: u64,
+        args: [u64; 6],
+    ) -> Result<(), StopError> {
+        let tid = stopped.tid();
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            return self.resume(stopped);
+        };
+        // A call that never showed its exit cannot be completed any more.
+        if let Some(Pending::Memory(call)) = thread.pending.take() {
+            self.unfinished(tid, call);
+        }
+        match decode::decode(tid, abi, number, args) {
+            Some(wanted) => self.memory_entry(stopped, abi, wanted),
+            None => match Watched::from_number(abi, number) {
+                Some(watched) => self.watched_entry(stopped, abi, watched, args[0]),
+                None => self.resume(stopped),
+            },
+        }
+    }
+
+    fn memory_entry(
+        &mut self,
+        stopped: Stopped,
+        abi: Abi,
+        wanted: Wanted,
+    ) -> Result<(), StopError> {
+        let tid = stopped.tid();
+        let space = self.threads.get(&tid).and_then(|t| t.space);
+        let Some(space) = space.filter(|_| self.journal.is_some()) else {
+            return self.resume(stopped);
+        };
+        let Some(stopped) = self.hold_if_closing(stopped, space) else {
+            return Ok(());
+        };
+        let stack = self.unwind(&stopped, space)?;
+        if let Some(space) = self.spaces.get_mut(&space) {
+            space.in_flight += 1;
+        }
+        let call = MemoryCall {
+            call: wanted.call,
+            abi,
+            args: wanted.args,
+            result_at: wanted.result_at,
+            entry: self.stamp(),
+            entry_ns: self.now(),
+            stack,
+        };
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.pending = Some(Pending::Memory(call));
+        }
+        stopped.resume(Resume::ToSyscall, 0)
+    }
+
+    fn exit(&mut self, stopped: Stopped, value: i64) -> Result<(), StopError> {
+        let tid = stopped.tid();
+        let pending = self.threads.get_mut(&tid).and_then(|t| t.pending.take());
+        match pending {
+            Some(Pending::Memory(call)) => self.memory_exit(tid, call, value),
+            Some(Pending::Clone { abi, flags }) => set_first_register(&stopped, abi, flags)?,
+            Some(Pending::Clone3 { addr, flags }) => stopped.poke(addr, flags)?,
+            Some(Pending::Ptrace) => self.ptrace_exit(tid, value),
+            None => {}
+        }
+        self.resume(stopped)
+    }
+
+    fn memory_exit(&mut self, tid: Tid, call: MemoryCall, value: i64) {
+        let Some(thread) = self.threads.get(&tid) else {
+            return;
+        };
+        let (ix, Some(space)) = (thread.ix, thread.space) else {
+            return;
+        };
+        let outcome = Outcome::Returned(stored_result(tid, &call, value));
+        let exit = self.stamp();
+        let exit_ns = self.now();
+        let mut event = CallEvent {
+            thread: ix,
+            space,
+            call: call.call,
+            abi: call.abi,
+            args: call.args,
+            outcome,
+            entry: call.entry,
+            exit,
+            entry_ns: call.entry_ns,
+            exit_ns,
+            stack: call.stack,
+            file: FileId::ANON,
+        };
+        let look = match outcome.value() {
+            Some(result) => self.succeeded(tid, &mut event, result),
+            None => partial_failure(&event),
+        };
+        self.push_event(event);
+        if let Some(s) = self.spaces.get_mut(&space) {
+            s.in_flight = s.in_flight.saturating_sub(1);
+        }
+        for (range, cause) in look.into_iter().flatten() {
+            self.look(tid, space, exit, range, cause);
+        }
+        self.space_settled(space);
+    }
+
+    /// Follows a successful call in the map of code, names the file of a file mapping, and says
+    /// where its arguments do not tell what it did.
+    fn succeeded(&mut self, tid: Tid, event: &mut CallEvent, result: u64) -> Looks {
+        let args = event.args;
+        match event.call.effect() {
+            Effect::Map => self.mapped(tid, event, result),
+            Effect::Unmap => {
+                self.code_gone(event.space, Range::pages(args[0], args[1]));
+                NO_LOOK
+            }
+            Effect::Remap => {
+                let old = Range::pages(args[0], args[1]);
+                let new = Range::pages(result, args[2]);
+                if let (Some(space), Some(old), Some(new)) =
+                    (self.spaces.get_mut(&event.space), old, new)
+                {
+                    space.code.relocate(old, new);
+                }
+                NO_LOOK
+            }
+            Effect::Protect => {
+                let range = Range::pages(args[0], args[1]);
+                if args[2] & PROT_EXEC == 0 {
+                    if let (Some(space), Some(range)) = (self.spaces.get_mut(&event.space), range) {
+                        space.code.cover(range);
+                    }
+                } else if let Some(range) = range {
+                    self.code_appeared(tid, event.space, range);
+                }
+                NO_LOOK
+            }
+            Effect::Detach => NO_LOOK,
+            Effect::Look => [self.what_to_look_at(tid, event, result), None],
+            Effect::Brk | Effect::Advise => NO_LOOK,
+        }
+    }
+
+    fn mapped(&mut self, tid: Tid, event: &mut CallEvent, result: u64) -> Looks {
+        let [_, len, prot, flags, fd, offset] = event.args;
+        let Some(range) = Range::pages(result, len) else {
+            return NO_LOOK;
+        };
+        let private = matches!(flags & MAP_TYPE, MAP_PRIVATE | MAP_DROPPABLE);
+        let plain = private && flags & MAP_ANONYMOUS != 0 && flags & MAP_HUGETLB == 0;
+        if plain {
+            if let Some(space) = self.spaces.get_mut(&event.space) {
+                if prot & PROT_EXEC != 0 {
+                    space.code.insert_anonymous(range);
+                } else {
+                    space.code.cover(range);
+                }
+            }
+            return NO_LOOK;
+        }
+        let Some(space) = self.spaces.get_mut(&event.space) else {
+            return NO_LOOK;
+        };
+        // A file, shared memory or a device: only the kernel knows its device, inode and name, and
+        // a driver may have changed the rest.
+        let Ok(Some(vma)) = space.maps.at(range.start, &mut self.files) else {
+            return [Some((range, LookCause::Acquired)), None];
+        };
+        event.file = vma.file;
+        if prot & PROT_EXEC != 0 {
+            let source = Source {
+                tid,
+                fd: (flags & MAP_ANONYMOUS == 0).then_some(fd as i32),
+            };
+            let modules = &mut self.unwinder.modules;
+            let files = &self.files;
+            self.code.add(
+                modules,
+                &mut space.code,
+                source,
+                &clip(vma, range),
+                files,
+            );
+        } else {
+            space.code.cover(range);
+        }
+        let offset = match (event.call, flags & MAP_ANONYMOUS != 0) {
+            (_, true) => 0,
+            (Call::Mmap2, false) => offset << 12,
+            (_, false) => offset,
+        };
+        let found_offset = vma.offset.wrapping_add(range.start.0 - vma.range.start.0);
+        let as_asked = flags & MAP_HUGETLB == 0
+            && vma.perms == Perms::from_prot(prot, !private)
+            && vma.range.end >= range.end
+            && found_offset == offset;
+        if as_asked {
+            NO_LOOK
+        } else {
+            let range = Range {
+                start: range.start,
+                end: range.end.max(vma.range.end),
+            };
+            [Some((range, LookCause::Acquired)), None]
+        }
+    }
+
+    fn what_to_look_at(
+        &mut self,
+        tid: Tid,
+        event: &CallEvent,
+        result: u64,
+    ) -> Option<(Range, LookCause)> {
+        let whole = |tracer: &mut Tracer, addr: u64| {
+            let space = tracer.spaces.get_mut(&event.space)?;
+            let vma = space.maps.at(Addr(addr), &mut tracer.files).ok()??;
+            Some((vma.range, LookCause::Acquired))
+        };
+        match event.call {
+            Call::Shmat => whole(self, result),
+            Call::IoSetup => {
+                let at = event.args[1];
+                let ring = match event.abi {
+                    Abi::X86_64 => memory::read_u64(tid, at),
+                    Abi::I386 | Abi::X32 => memory::read_u32(tid, at).map(u64::from),
+                }?;
+                whole(self, ring)
+            }
+            Call::MapShadowStack => Some((
+                Range::pages(result, event.args[1])?,
+                LookCause::Acquired,
+            )),
+            Call::RemapFilePages => Some((
+                Range::pages(event.args[0], event.args[1])?,
+                LookCause::Acquired,
+            )),
+            // A name for anonymous memory: maps shows it, and nothing is bound to it.
+            Call::Prctl if event.args[0] == PR_SET_VMA => None,
+            // Rare calls that can touch anything (checkpoint/restore uses them).
+            _ => Some((EVERYWHERE, LookCause::Race)),
+        }
+    }
+
+    fn code_gone(&mut self, space: SpaceId, range: Option<Range>) {
+        if let (Some(space), Some(range)) = (self.spaces.get_mut(&space), range) {
+            space.code.remove(range);
+        }
+    }
+
+    /// Memory became executable: what is behind it?
+    pub(super) fn code_appeared(&mut self, tid: Tid, space: SpaceId, range: Range) {
+        let Some(space) = self.spaces.get_mut(&space) else {
+            return;
+        };
+        let Ok(vmas) = space.maps.within(range, &mut self.files) else {
+            return;
+        };
+        for vma in vmas.iter().filter(|vma| vma.perms.executable()) {
+            let source = Source { tid, fd: None };
+            let modules = &mut self.unwinder.modules;
+            self.code
+                .add(modules, &mut space.code, source, vma, &self.files);
+        }
+    }
+
+    /// Logs what the kernel shows in a range, right after the call with exit stamp `call`.
+    fn look(&mut self, tid: Tid, space: SpaceId, call: Stamp, range: Range, cause: LookCause) {
+        let Some(s) = self.spaces.get_mut(&space) else {
+            return;
+        };
+        let Ok(vmas) = s.maps.within(range, &mut self.files) else {
+            return;
+        };
+        if vmas.iter().any(|vma| vma.perms.executable()) {
+            self.code_appeared(tid, space, range);
+        }
+        if cause != LookCause::Acquired {
+            self.stats.settled += 1;
+        }
+        self.record(Body::Look(Look {
+            space,
+            cause,
+            call,
+            range,
+            vmas,
+        }));
+    }
+
+    /// Logs a call that will not come back: its thread died in it, or the window closes.
+    pub(super) fn unfinished(&mut self, tid: Tid, call: MemoryCall) {
+        let Some(thread) = self.threads.get(&tid) else {
+            return;
+        };
+        let (ix, Some(space)) = (thread.ix, thread.space) else {
+            return;
+        };
+        let event = CallEvent {
+            thread: ix,
+            space,
+            call: call.call,
+            abi: call.abi,
+            args: call.args,
+            outcome: Outcome::Unfinished,
+            entry: call.entry,
+            exit: self.stamp(),
+            entry_ns: call.entry_ns,
+            exit_ns: self.now(),
+            stack: call.stack,
+            file: FileId::ANON,
+        };
+        self.push_event(event);
+        if let Some(s) = self.spaces.get_mut(&space) {
+            s.in_flight = s.in_flight.saturating_sub(1);
+        }
+    }
+
+    fn push_event(&mut self, event: CallEvent) {
+        let full = self.journal.as_mut().is_some_and(|j| j.event(event));
+        if full {
+            self.flush();
+        }
+    }
+
+    fn unwind(&mut self, stopped: &Stopped, space: SpaceId) -> Result<StackId, StopError> {
+        let tid = stopped.tid();
+        let regs = stopped.regs()?;
+        let (Some(space), Some(thread)) = (self.spaces.get(&space), self.threads.get_mut(&tid))
+        else {
+            return Ok(StackId::NONE);
+        };
+        let mut target = MemoryOf(tid);
+        self.stack.fill(regs.rsp, thread.stack_wanted, &mut target);
+        let end = self.unwinder.unwind(
+            &space.code,
+            &dwarf_order(&regs),
+            &mut self.stack,
+            &mut target,
+            &mut self.frames,
+        );
+        thread.stack_wanted = self.stack.wanted();
+        Ok(self.stacks.intern(&self.frames, end.is_truncated()))
+    }
+
+    fn watched_entry(
+        &mut self,
+        stopped: Stopped,
+        abi: Abi,
+        watched: Watched,
+        arg0: u64,
+    ) -> Result<(), StopError> {
+        let tid = stopped.tid();
+        let pending = match watched {
+            Watched::Clone if arg0 & CLONE_UNTRACED != 0 => {
+                set_first_register(&stopped, abi, arg0 & !CLONE_UNTRACED)?;
+                Some(Pending::Clone { abi, flags: arg0 })
+            }
+            Watched::Clone3 => match memory::read_u64(tid, arg0) {
+                Some(flags) if flags & CLONE_UNTRACED != 0 => {
+                    stopped.poke(arg0, flags & !CLONE_UNTRACED)?;
+                    Some(Pending::Clone3 { addr: arg0, flags })
+                }
+                _ => None,
+            },
+            Watched::Ptrace if self.journal.is_some() => Some(Pending::Ptrace),
+            Watched::Clone | Watched::Ptrace => None,
+        };
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.pending = pending;
+        }
+        self.resume(stopped)
+    }
+
+    fn ptrace_exit(&mut self, tid: Tid, value: i64) {
+        if value >= 0 {
+            return;
+        }
+        let name = crate::proc::comm(tid);
+        self.note(format!(
+            "{name} (pid {tid}) asked to be traced, or to trace a process that is being recorded, \
+             and was refused: a process has one tracer, and here that is maptrail"
+        ));
+    }
+}
+
+/// Up to two ranges that must be looked at.
+type Looks = [Option<(Range, LookCause)>; 2];
+const NO_LOOK: Looks = [None, None];
+
+/// Where a failed call may have acted in part (design: *acquire at exit, release at entry*).
+fn partial_failure(event: &CallEvent) -> Looks {
+    let [a0, a1, a2, a3, a4, _] = event.args;
+    let at = |start, len| Range::pages(start, len).map(|r| (r, LookCause::PartialFailure));
+    // Refused before anything was done.
+    if event.outcome.errno() == Some(libc::EINVAL) {
+        return NO_LOOK;
+    }
+    match event.call.effect() {
+        Effect::Protect => [at(a0, a1), None],
+        Effect::Map if a3 & MAP_FIXED != 0 && a3 & MAP_FIXED_NOREPLACE == 0 => [at(a0, a1), None],
+        Effect::Remap => {
+            let destination = if a3 & MREMAP_FIXED != 0 { at(a4, a2) } else { None };
+            [at(a0, a1), destination]
+        }
+        Effect::Unmap if event.outcome.errno() == Some(libc::ENOMEM) => [at(a0, a1), None],
+        Effect::Look if event.call == Call::RemapFilePages => [at(a0, a1), None],
+        _ => NO_LOOK,
+    }
+}
+
+/// The result of a call that stores it in memory.
+fn stored_result(tid: Tid, call: &MemoryCall, value: i64) -> i64 {
+    match (call.call, call.result_at) {
+        (Call::Shmat, Some(at)) if value == 0 => {
+            memory::read_u32(tid, at).map_or(value, i64::from)
+        }
+        _ => value,
+    }
+}
+
+fn clip(vma: maptrail_tracelog::record::Vma, to: Range) -> maptrail_tracelog::record::Vma {
+    let range = vma.range.intersect(to).unwrap_or(to);
+    maptrail_tracelog::record::Vma {
+        range,
+        offset: vma.offset + (range.start.0 - vma.range.start.0),
+        ..vma
+    }
+}
+
+/// Sets the register of a call's first argument.
+pub(super) fn set_first_register(stopped: &Stopped, abi: Abi, value: u64) -> Result<(), StopError> {
+    let mut regs = stopped.regs()?;
+    match abi {
+        Abi::X86_64 | Abi::X32 => regs.rdi = value,
+        Abi::I386 => regs.rbx = value,
+    }
+    stopped.set_regs(&regs)
+}
+
+fn dwarf_order(r: &libc::user_regs_struct) -> Regs {
+    Regs {
+        gpr: [
+            r.rax, r.rdx, r.rcx, r.rbx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11,
+            r.r12, r.r13, r.r14, r.r15,
+        ],
+        rip: r.rip,
+    }
+}

@@ -1,0 +1,249 @@
+//! Threads, processes and programs that come and go.
+
+use maptrail_tracelog::record::{Body, CheckpointReason, Origin, SpaceEnd};
+use maptrail_tracelog::types::{Pid, SpaceId, ThreadIx, Tid};
+
+use super::calls::set_first_register;
+use super::state::{Pending, Space, Thread};
+use super::window::Window;
+use super::{Stop, StopError, Stopped, Tracer};
+use crate::proc;
+use crate::sys::{ptrace, wait};
+use crate::unwind::AddressMap;
+
+impl Tracer {
+    /// A thread that nobody told of: it was just made, and its stop came before its maker's. It is
+    /// held until the maker's stop says what it is.
+    pub(super) fn unknown(&mut self, stopped: Stopped, stop: Stop) -> Result<(), StopError> {
+        if stop != Stop::Trap {
+            return match stop {
+                Stop::Signal(signal) => self.resume_with(stopped, signal),
+                Stop::Group => stopped.listen(),
+                _ => self.resume(stopped),
+            };
+        }
+        wait::consume(&stopped);
+        self.newborn.insert(stopped.tid(), stopped);
+        Ok(())
+    }
+
+    /// A thread made another one, which is traced as well.
+    pub(super) fn child(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        let maker = stopped.tid();
+        let child = Tid(stopped.event_message()? as u32);
+        self.adopt(maker, child);
+        if let Some(born) = self.newborn.remove(&child) {
+            // Its death, if that came first, is reported by itself.
+            match self.trap(born) {
+                Ok(()) | Err(StopError::Gone(_)) => {}
+                Err(error) => self.front.note(&format!("maptrail: {error}")),
+            }
+        }
+        self.resume(stopped)
+    }
+
+    fn adopt(&mut self, maker: Tid, child: Tid) {
+        let Some(parent) = self.threads.get(&maker) else {
+            return;
+        };
+        let (parent_pid, parent_space) = (parent.pid, parent.space);
+        let birth_fix = match &parent.pending {
+            Some(Pending::Clone { abi, flags }) => Some((*abi, *flags)),
+            _ => None,
+        };
+        let pid = proc::process_of(child).unwrap_or(Pid(child.0));
+        let followed = pid == parent_pid || self.task.follow_forks;
+        let recording = self.journal.is_some() && followed;
+        let shares = pid == parent_pid || ptrace::same_space(maker, child) == Some(true);
+        let space = match parent_space.filter(|_| recording) {
+            Some(space) if shares => {
+                if let Some(s) = self.spaces.get_mut(&space) {
+                    s.threads += 1;
+                }
+                Some(space)
+            }
+            Some(parent) => self.fork_space(child, pid, parent),
+            None => None,
+        };
+        let thread = self.new_thread(child, pid, space);
+        thread.birth_fix = birth_fix;
+    }
+
+    /// A copy of a space, whose first checkpoint is taken before the child's first instruction: it
+    /// settles which calls of other threads the copy came after.
+    fn fork_space(&mut self, child: Tid, pid: Pid, parent: SpaceId) -> Option<SpaceId> {
+        let code = self.spaces.get(&parent)?.code.clone();
+        self.new_space(child, pid, Origin::Fork { parent }, code)
+    }
+
+    fn new_space(
+        &mut self,
+        tid: Tid,
+        pid: Pid,
+        origin: Origin,
+        code: AddressMap,
+    ) -> Option<SpaceId> {
+        let space = Space::open(tid, code).ok()?;
+        let id = SpaceId(self.stats.spaces as u32);
+        self.stats.spaces += 1;
+        self.spaces.insert(id, space);
+        self.record(Body::SpaceStart {
+            space: id,
+            pid,
+            origin,
+            start_brk: proc::start_brk(tid),
+        });
+        self.checkpoint(tid, id, CheckpointReason::Start, Vec::new(), 0);
+        Some(id)
+    }
+
+    fn new_thread(&mut self, tid: Tid, pid: Pid, space: Option<SpaceId>) -> &mut Thread {
+        let ix = ThreadIx(self.stats.threads as u32);
+        if let Some(space) = space {
+            self.stats.threads += 1;
+            self.record(Body::ThreadStart {
+                thread: ix,
+                tid,
+                pid,
+                space,
+                name: proc::comm(tid),
+            });
+        }
+        self.threads
+            .entry(tid)
+            .insert_entry(Thread::new(ix, pid, space))
+            .into_mut()
+    }
+
+    /// A stop at birth, at the end of a group-stop, or for nothing.
+    pub(super) fn trap(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        let fix = self
+            .threads
+            .get_mut(&stopped.tid())
+            .and_then(|t| t.birth_fix.take());
+        if let Some((abi, value)) = fix {
+            set_first_register(&stopped, abi, value)?;
+        }
+        self.resume(stopped)
+    }
+
+    /// A process runs another program: its space is new, its other threads are gone, and the thread
+    /// that called exec has taken the process's own id.
+    pub(super) fn exec(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        let tid = stopped.tid();
+        let pid = Pid(tid.0);
+        let former = Tid(stopped.event_message()? as u32);
+        let first = tid.0 == self.task.root.0 && matches!(self.window, Window::Waiting);
+        let recorded = [former, tid]
+            .into_iter()
+            .filter_map(|t| self.threads.get(&t))
+            .any(|t| t.space.is_some());
+        let gone: Vec<Tid> = self
+            .threads
+            .iter()
+            .filter(|(t, thread)| **t == former || thread.pid == pid)
+            .map(|(t, _)| *t)
+            .collect();
+        for t in gone {
+            self.leave_space(t, SpaceEnd::Exec);
+            self.forget_thread(t, None);
+        }
+        if first {
+            self.window = Window::Open;
+        }
+        let mut space = None;
+        if self.journal.is_some() && (first || recorded) {
+            let (path, argv) = proc::program(tid);
+            let origin = Origin::Exec { path, argv };
+            space = self.new_space(tid, pid, origin, AddressMap::new());
+            self.warn_set_uid(tid);
+        }
+        self.new_thread(tid, pid, space);
+        self.resume(stopped)
+    }
+
+    fn warn_set_uid(&mut self, tid: Tid) {
+        let Some(owner) = proc::set_uid_owner(tid) else {
+            return;
+        };
+        if proc::effective_uid(tid).is_some_and(|uid| uid != owner) {
+            let name = proc::comm(tid);
+            self.note(format!(
+                "{name} (pid {tid}) is a set-user-ID program and runs without its privileges: \
+                 the kernel withholds them from a traced program (and from one under \
+                 no_new_privs); record as root to keep them"
+            ));
+        }
+    }
+
+    /// A thread is about to exit. If it is the last of its space, this is the last moment at which
+    /// the space can be looked at.
+    pub(super) fn exiting(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        let tid = stopped.tid();
+        let killed = stopped.event_message().is_ok_and(|status| status & 0x7f != 0);
+        self.abandon_call(tid);
+        let how = if killed { SpaceEnd::Killed } else { SpaceEnd::Exit };
+        self.leave_space(tid, how);
+        self.resume(stopped)
+    }
+
+    /// The thread's call, if it is in one, will not come back.
+    pub(super) fn abandon_call(&mut self, tid: Tid) {
+        let pending = self.threads.get_mut(&tid).and_then(|t| t.pending.take());
+        if let Some(Pending::Memory(call)) = pending {
+            self.unfinished(tid, call);
+        }
+    }
+
+    /// The thread uses its space no more (it exits, or it execs and the space is gone already).
+    fn leave_space(&mut self, tid: Tid, how: SpaceEnd) {
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            return;
+        };
+        let Some(id) = thread.space.filter(|_| !thread.exiting) else {
+            return;
+        };
+        thread.exiting = true;
+        let Some(space) = self.spaces.get_mut(&id) else {
+            return;
+        };
+        space.threads = space.threads.saturating_sub(1);
+        if space.threads > 0 {
+            self.space_settled(id);
+            return;
+        }
+        if how != SpaceEnd::Exec {
+            self.last_look(tid, id, CheckpointReason::SpaceEnd, Vec::new(), 0);
+        }
+        self.record(Body::SpaceEnd { space: id, how });
+        self.report_definitions();
+        self.spaces.remove(&id);
+        self.space_gone(id);
+    }
+
+    /// A thread is dead and reaped.
+    pub(super) fn thread_ended(&mut self, tid: Tid, status: i32) {
+        self.newborn.remove(&tid);
+        self.abandon_call(tid);
+        // Killed so hard that it made no exit stop: its space, if it was the last, is gone unseen.
+        self.leave_space(tid, SpaceEnd::Exec);
+        self.forget_thread(tid, Some(status));
+        if tid.0 == self.task.root.0 {
+            self.root_ended();
+        }
+    }
+
+    fn forget_thread(&mut self, tid: Tid, status: Option<i32>) {
+        let Some(thread) = self.threads.remove(&tid) else {
+            return;
+        };
+        self.follower.forget(tid);
+        if thread.space.is_some() {
+            self.record(Body::ThreadEnd {
+                thread: thread.ix,
+                status,
+                name: proc::comm(tid),
+            });
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The tracer: takes the next event, dispatches it, until no thread is left.
+//!
+//! One thread of one process serves all threads of the target. What happens at a call is in
+//! `calls`, what happens when threads and programs come and go in `lives`, how a window closes in
+//! `window`; this file is the loop.
+
+mod calls;
+mod decode;
+mod lives;
+mod state;
+mod window;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use maptrail_tracelog::record::{Body, Mechanism};
+use maptrail_tracelog::types::{Nanos, Pid, SpaceId, Stamp, ThreadIx, Tid};
+use rustc_hash::FxHashMap;
+
+use crate::code::CodeLog;
+use crate::core::Follower;
+use crate::front::ToFront;
+use crate::journal::Journal;
+use crate::maps::FileTable;
+use crate::mechanism;
+use crate::sys::ptrace::{Resume, StopError, Stopped};
+use crate::sys::wait::{self, Event, Stop};
+use crate::sys::{memory, timer};
+use crate::unwind::{Frame, Interner, StackCopy, TargetMemory, Unwinder};
+
+pub use window::TICK;
+
+use state::{Space, Thread};
+use window::Window;
+
+/// Stops that are collected before the first of them is served.
+const BATCH: usize = 64;
+
+/// What to trace, and how.
+pub struct Task {
+    /// The process whose end ends the window.
+    pub root: Pid,
+    /// How stops are made.
+    pub mechanism: Mechanism,
+    /// Record the processes that it makes, too.
+    pub follow_forks: bool,
+    /// How long the window is, nanoseconds; until the program ends if `None`.
+    pub window_ns: Option<u64>,
+}
+
+/// Counts for the summary.
+#[derive(Default)]
+struct Stats {
+    stops: u64,
+    stopped_ns: u64,
+    settled: u64,
+    checkpoints: u64,
+    spaces: u64,
+    threads: u64,
+}
+
+/// The tracer's state.
+pub struct Tracer {
+    task: Task,
+    front: ToFront,
+    threads: FxHashMap<Tid, Thread>,
+    /// Threads that stopped at birth before their maker's stop told of them.
+    newborn: FxHashMap<Tid, Stopped>,
+    spaces: FxHashMap<SpaceId, Space>,
+    /// Stops that were taken off the kernel's list and are served in turn.
+    batch: VecDeque<(Stopped, Stop)>,
+    window: Window,
+    stamps: AtomicU64,
+    /// `None` once the log is complete.
+    journal: Option<Journal>,
+    files: FileTable,
+    code: CodeLog,
+    unwinder: Unwinder,
+    stacks: Interner,
+    stack: StackCopy,
+    frames: Vec<Frame>,
+    follower: Follower,
+    ticks: u64,
+    stats: Stats,
+    /// What could not be seen, for the summary.
+    uncovered: Vec<String>,
+}
+
+impl Tracer {
+    /// A tracer that already traces the root process (its one thread), which has not yet become the
+    /// program.
+    #[must_use]
+    pub fn new(task: Task, journal: Journal, front: ToFront) -> Tracer {
+        let mut tracer = Tracer {
+            task,
+            front,
+            threads: FxHashMap::default(),
+            newborn: FxHashMap::default(),
+            spaces: FxHashMap::default(),
+            batch: VecDeque::with_capacity(BATCH),
+            window: Window::Waiting,
+            stamps: AtomicU64::new(1),
+            journal: Some(journal),
+            files: FileTable::default(),
+            code: CodeLog::default(),
+            unwinder: Unwinder::new(),
+            stacks: Interner::new(),
+            stack: StackCopy::new(),
+            frames: Vec::with_capacity(crate::unwind::MAX_FRAMES),
+            follower: Follower::new(),
+            ticks: 0,
+            stats: Stats::default(),
+            uncovered: Vec::new(),
+        };
+        let root = tracer.task.root;
+        tracer
+            .threads
+            .insert(Tid(root.0), Thread::new(ThreadIx(u32::MAX), root, None));
+        tracer
+    }
+
+    /// Serves the target until its last thread is gone.
+    pub fn run(&mut self) -> io::Result<()> {
+        loop {
+            match self.next_event()? {
+                Event::Stopped(stopped, stop) => self.serve(stopped, stop),
+                Event::Ended(tid, status) => self.thread_ended(tid, status),
+                Event::Interrupted | Event::Nothing => {}
+                Event::NoneLeft => break,
+            }
+            if timer::ticked() {
+                self.tick();
+            }
+        }
+        self.finish_window();
+        Ok(())
+    }
+
+    /// The next event. With several threads all that wait are collected first and served in turn:
+    /// the kernel always shows the first in its list, and a busy one would starve the others.
+    fn next_event(&mut self) -> io::Result<Event> {
+        if let Some((stopped, stop)) = self.batch.pop_front() {
+            return Ok(Event::Stopped(stopped, stop));
+        }
+        let first = wait::next(true)?;
+        if self.threads.len() < 2 {
+            return Ok(first);
+        }
+        let mut event = first;
+        loop {
+            match event {
+                // A stop that carries a signal stays on the kernel's list until it is resumed.
+                Event::Stopped(stopped, stop @ Stop::Signal(_)) => {
+                    self.batch.push_back((stopped, stop));
+                    break;
+                }
+                Event::Stopped(stopped, stop) => {
+                    wait::consume(&stopped);
+                    self.batch.push_back((stopped, stop));
+                    if self.batch.len() >= BATCH {
+                        break;
+                    }
+                }
+                other if self.batch.is_empty() => return Ok(other),
+                Event::Ended(tid, status) => self.thread_ended(tid, status),
+                Event::Interrupted | Event::Nothing | Event::NoneLeft => break,
+            }
+            event = wait::next(false)?;
+        }
+        Ok(match self.batch.pop_front() {
+            Some((stopped, stop)) => Event::Stopped(stopped, stop),
+            None => Event::Nothing,
+        })
+    }
+
+    fn serve(&mut self, stopped: Stopped, stop: Stop) {
+        let tid = stopped.tid();
+        let since = timer::monotonic_ns();
+        self.stats.stops += 1;
+        self.follower.served(tid, self.stats.stops);
+        match self.dispatch(stopped, stop) {
+            // Its death is about to be reported.
+            Ok(()) | Err(StopError::Gone(_)) => {}
+            Err(error) => self.front.note(&format!("maptrail: {error}")),
+        }
+        self.stats.stopped_ns += timer::monotonic_ns().saturating_sub(since);
+    }
+
+    fn dispatch(&mut self, stopped: Stopped, stop: Stop) -> Result<(), StopError> {
+        if !self.threads.contains_key(&stopped.tid()) && stop != Stop::Exec {
+            return self.unknown(stopped, stop);
+        }
+        match stop {
+            Stop::Seccomp | Stop::Syscall => self.at_call(stopped),
+            Stop::Child => self.child(stopped),
+            Stop::Exec => self.exec(stopped),
+            Stop::Exit => self.exiting(stopped),
+            Stop::Signal(signal) => self.resume_with(stopped, signal),
+            Stop::Group => stopped.listen(),
+            Stop::Trap => self.trap(stopped),
+            Stop::Other => self.resume(stopped),
+        }
+    }
+
+    /// Lets a thread go on as its state wants it.
+    fn resume(&self, stopped: Stopped) -> Result<(), StopError> {
+        self.resume_with(stopped, 0)
+    }
+
+    fn resume_with(&self, stopped: Stopped, signal: i32) -> Result<(), StopError> {
+        let pending = self
+            .threads
+            .get(&stopped.tid())
+            .is_some_and(|t| t.pending.is_some());
+        if pending {
+            return stopped.resume(Resume::ToSyscall, signal);
+        }
+        if self.journal.is_none() && !mechanism::needs_exit_kill(self.task.mechanism) {
+            // The window is closed, and nothing of ours is left in the target.
+            return stopped.detach(signal);
+        }
+        stopped.resume(mechanism::idle(self.task.mechanism), signal)
+    }
+
+    /// The next place in the order of stops.
+    fn stamp(&self) -> Stamp {
+        Stamp(self.stamps.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn now(&self) -> Nanos {
+        self.journal.as_ref().map_or(Nanos(0), Journal::now)
+    }
+
+    /// Writes a record with the next stamp. No-op once the log is complete.
+    fn record(&mut self, body: Body) {
+        let stamp = self.stamp();
+        if let Some(journal) = &mut self.journal {
+            let now = journal.now();
+            journal.record(stamp, now, body);
+        }
+    }
+
+    /// Says something to the user, and to the log's readers.
+    fn note(&mut self, text: String) {
+        self.front.note(&text);
+        self.record(Body::Note(text));
+    }
+
+    /// No effect that is still to come has a smaller stamp than this.
+    fn low_water(&self) -> Stamp {
+        let next = Stamp(self.stamps.load(Ordering::Relaxed));
+        self.threads
+            .values()
+            .filter_map(|t| match &t.pending {
+                Some(state::Pending::Memory(call)) => Some(call.entry),
+                _ => None,
+            })
+            .min()
+            .unwrap_or(next)
+    }
+
+    /// Hands the chunk on to be written; a log that cannot be written any more ends the window.
+    fn flush(&mut self) {
+        self.report_definitions();
+        let low_water = self.low_water();
+        let Some(journal) = &mut self.journal else {
+            return;
+        };
+        if let Err(why) = journal.flush(low_water, &mut self.stacks) {
+            self.output_failed(why);
+        }
+    }
+
+    /// Defines files and modules in the chunk that first speaks of them.
+    fn report_definitions(&mut self) {
+        if self.journal.is_none() {
+            return;
+        }
+        let files: Vec<Body> = self
+            .files
+            .take_new()
+            .map(|(id, info)| Body::File(id, info))
+            .collect();
+        let modules = self.code.take_new(&self.unwinder.modules);
+        let mut bodies: Vec<Body> = files.into_iter().chain(modules).collect();
+        for (id, space) in &self.spaces {
+            bodies.extend(self.code.take_new_bases(*id, &space.code));
+        }
+        for body in bodies {
+            self.record(body);
+        }
+    }
+}
+
+/// The memory of one thread's process.
+struct MemoryOf(Tid);
+
+impl TargetMemory for MemoryOf {
+    fn read(&mut self, addr: u64, buf: &mut [u8]) -> usize {
+        memory::read(self.0, addr, buf)
+    }
+}
