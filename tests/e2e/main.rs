@@ -1,0 +1,18 @@
+//! The whole program on real processes: `maptrail record` on victims that tell the truth about
+//! themselves, and the log's commands against that truth.
+//!
+//! One module a theme. No test measures time, none knows an address.
+#![forbid(unsafe_code)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bad_input;
+mod events;
+mod exact;
+mod jobs;
+mod launch;
+mod leaks;
+mod programs;
+mod signals;
+mod survival;
