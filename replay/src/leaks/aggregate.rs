@@ -1,0 +1,490 @@
+//! Counts, during the pass, what each subject maps, gives back and holds.
+//!
+//! Tallies are kept per space while the space lives, and folded into one row per subject when it
+//! ends: what a program holds when it exits is judged by that program's own life.
+
+use std::collections::hash_map::Entry;
+
+use maptrail_tracelog::calls::Call;
+use maptrail_tracelog::record::{Body, Record, Residency, RssSample, SpaceEnd};
+use maptrail_tracelog::types::{ModuleId, Nanos, SpaceId, StackId, Stamp};
+use rustc_hash::FxHashMap;
+
+use super::verdict::{self, PARTS, Survivors};
+use super::{By, Growth, Leaks, Memory, Options, Row, Subject};
+use crate::births::Birth;
+use crate::observer::{Judged, Moment, Observer};
+use crate::op::Delta;
+use crate::region::{BirthId, Region};
+use crate::residency;
+use crate::series::{Buckets, Series};
+use crate::world::World;
+
+/// How finely time is cut for verdicts and growth.
+const BUCKETS: u32 = 256;
+
+/// What one subject did in one space.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally {
+    pub mapped_bytes: u64,
+    pub mapped_calls: u64,
+    pub released_bytes: u64,
+    /// Held now.
+    pub held_bytes: u64,
+    /// Of these, accessible.
+    pub committed_bytes: u64,
+    /// Whether any of it ever was accessible.
+    pub was_accessible: bool,
+    pub resident_bytes: Option<u64>,
+    pub first: Nanos,
+    pub last: Nanos,
+    pub held: Series,
+    /// The call that was counted last.
+    last_call: Stamp,
+    sizes: Sample,
+}
+
+impl Tally {
+    pub(super) fn first_bucket(&self, buckets: Buckets) -> u32 {
+        buckets.of(self.first)
+    }
+}
+
+/// A sample of sizes, evenly spread over all that were seen, whose median stands for theirs.
+#[derive(Clone, Debug, Default)]
+struct Sample {
+    sizes: Vec<u64>,
+    /// Every `1 << shift`th is taken.
+    shift: u32,
+    seen: u64,
+}
+
+impl Sample {
+    const MAX: usize = 64;
+
+    fn add(&mut self, size: u64) {
+        let is_taken = self.seen & ((1 << self.shift) - 1) == 0;
+        self.seen += 1;
+        if !is_taken {
+            return;
+        }
+        if self.sizes.len() == Sample::MAX {
+            let mut nth = 0;
+            self.sizes.retain(|_| {
+                nth += 1;
+                nth % 2 == 1
+            });
+            self.shift += 1;
+        }
+        self.sizes.push(size);
+    }
+
+    fn median(&self) -> u64 {
+        let mut sizes = self.sizes.clone();
+        sizes.sort_unstable();
+        sizes.get(sizes.len() / 2).copied().unwrap_or(0)
+    }
+}
+
+/// A space's sizes when it was first seen, and its samples of RAM.
+#[derive(Clone, Copy, Debug, Default)]
+struct Start {
+    reserved_bytes: u64,
+    committed_bytes: u64,
+    resident: Option<(u64, u64)>,
+    explained_resident_bytes: u64,
+}
+
+/// The observer behind [`super::leaks`].
+#[derive(Debug)]
+pub struct Aggregator {
+    last: Nanos,
+    options: Options,
+    buckets: Buckets,
+    tallies: FxHashMap<(SpaceId, Subject), Tally>,
+    starts: FxHashMap<SpaceId, Start>,
+    modules: FxHashMap<StackId, ModuleId>,
+    growth: Growth,
+    rows: FxHashMap<Subject, Row>,
+}
+
+impl Aggregator {
+    /// For a window of this length.
+    #[must_use]
+    pub fn new(last: Nanos, options: Options) -> Aggregator {
+        Aggregator {
+            last,
+            options,
+            buckets: Buckets::new(last, BUCKETS),
+            tallies: FxHashMap::default(),
+            starts: FxHashMap::default(),
+            modules: FxHashMap::default(),
+            growth: Growth::default(),
+            rows: FxHashMap::default(),
+        }
+    }
+
+    /// The answer, when the replay is over.
+    #[must_use]
+    pub fn finish(self) -> Leaks {
+        let mut rows: Vec<Row> = self.rows.into_values().collect();
+        rows.sort_by(|a, b| {
+            (a.verdict.cmp(&b.verdict))
+                .then(b.held_bytes.cmp(&a.held_bytes))
+                .then(b.growth_bytes_per_min.total_cmp(&a.growth_bytes_per_min))
+                .then(b.mapped_bytes.cmp(&a.mapped_bytes))
+                .then(a.subject.cmp(&b.subject))
+        });
+        let leaks = || {
+            rows.iter()
+                .filter(|row| row.verdict == verdict::Verdict::Leak)
+        };
+        let leaked_bytes = leaks()
+            .map(|row| row.held_bytes)
+            .fold(0, u64::saturating_add);
+        let leak_rows = leaks().count();
+        let shown = self.options.top.unwrap_or(usize::MAX).min(rows.len());
+        let rows_left_out = rows.len() - shown;
+        rows.truncate(shown);
+        Leaks {
+            window_s: self.last.as_secs_f64(),
+            growth: self.growth,
+            rows,
+            rows_left_out,
+            leaked_bytes,
+            leak_rows,
+        }
+    }
+
+    fn subject(&mut self, world: &World, birth: &Birth, region: &Region) -> Subject {
+        match self.options.by {
+            By::Stack => Subject::Stack(birth.stack),
+            By::Thread => Subject::Thread(birth.thread),
+            By::Module => Subject::Module(
+                *self
+                    .modules
+                    .entry(birth.stack)
+                    .or_insert_with(|| caller_module(world, birth.stack)),
+            ),
+            By::Kind => Subject::Kind(birth.call, memory(birth.call, region)),
+        }
+    }
+
+    /// The tally of the call that `region` was born by, if it was born in this space.
+    fn tally<'a>(
+        &'a mut self,
+        world: &World,
+        space: SpaceId,
+        region: &Region,
+    ) -> Option<(&'a mut Tally, Birth)> {
+        let birth = *world.births.get(region.birth)?;
+        if birth.space != space {
+            return None;
+        }
+        let subject = self.subject(world, &birth, region);
+        let tally = match self.tallies.entry((space, subject)) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Tally {
+                first: birth.at,
+                ..Tally::default()
+            }),
+        };
+        Some((tally, birth))
+    }
+
+    fn gained(&mut self, world: &World, moment: &Moment, region: &Region) {
+        let bucket = self.buckets.of(moment.at);
+        let Some((tally, birth)) = self.tally(world, moment.space, region) else {
+            return;
+        };
+        tally.mapped_bytes = tally.mapped_bytes.saturating_add(region.len());
+        tally.held_bytes = tally.held_bytes.saturating_add(region.len());
+        if region.perms.accessible() {
+            tally.was_accessible = true;
+            tally.committed_bytes = tally.committed_bytes.saturating_add(region.len());
+        }
+        if tally.mapped_calls == 0 || tally.last_call != birth.stamp {
+            tally.last_call = birth.stamp;
+            tally.mapped_calls += 1;
+            tally.last = tally.last.max(birth.at);
+            tally.sizes.add(birth.born_bytes);
+        }
+        tally.held.set(bucket, tally.held_bytes);
+    }
+
+    fn released(&mut self, world: &World, moment: &Moment, region: &Region) {
+        let bucket = self.buckets.of(moment.at);
+        let Some((tally, _)) = self.tally(world, moment.space, region) else {
+            return;
+        };
+        tally.released_bytes = tally.released_bytes.saturating_add(region.len());
+        tally.held_bytes = tally.held_bytes.saturating_sub(region.len());
+        if region.perms.accessible() {
+            tally.committed_bytes = tally.committed_bytes.saturating_sub(region.len());
+        }
+        tally.held.set(bucket, tally.held_bytes);
+    }
+
+    fn changed(&mut self, world: &World, moment: &Moment, before: &Region, after: &Region) {
+        let (was, is) = (before.perms.accessible(), after.perms.accessible());
+        if was == is {
+            return;
+        }
+        let Some((tally, _)) = self.tally(world, moment.space, after) else {
+            return;
+        };
+        tally.was_accessible |= is;
+        tally.committed_bytes = if is {
+            tally.committed_bytes.saturating_add(after.len())
+        } else {
+            tally.committed_bytes.saturating_sub(after.len())
+        };
+    }
+
+    fn residency(&mut self, world: &World, residency: &Residency) {
+        let Some(space) = world.space(residency.space) else {
+            return;
+        };
+        for ((id, _), tally) in &mut self.tallies {
+            if *id == residency.space {
+                tally.resident_bytes = None;
+            }
+        }
+        let mut explained = 0u64;
+        residency::by_region(space, residency, |region, _, resident| {
+            if let Some((tally, _)) = self.tally(world, residency.space, region) {
+                let known = tally.resident_bytes.unwrap_or(0);
+                tally.resident_bytes = Some(known.saturating_add(resident));
+                explained = explained.saturating_add(resident);
+            }
+        });
+        if let Some(start) = self.starts.get_mut(&residency.space) {
+            start.explained_resident_bytes = explained;
+        }
+    }
+
+    fn rss(&mut self, space: SpaceId, sample: &RssSample) {
+        let bytes = sample
+            .anon
+            .saturating_add(sample.file)
+            .saturating_add(sample.shmem);
+        let start = self.starts.entry(space).or_default();
+        let (first, _) = start.resident.unwrap_or((bytes, bytes));
+        start.resident = Some((first, bytes));
+    }
+
+    /// Folds the tallies of a space that ends into the rows.
+    fn fold(&mut self, world: &World, moment: &Moment) {
+        let Some(space) = world.space(moment.space) else {
+            return;
+        };
+        if let Some(start) = self.starts.remove(&moment.space) {
+            let growth = &mut self.growth;
+            let more = |from: u64, to: u64| to.wrapping_sub(from) as i64;
+            growth.reserved_bytes = growth
+                .reserved_bytes
+                .saturating_add(more(start.reserved_bytes, space.reserved_bytes()));
+            growth.committed_bytes = growth
+                .committed_bytes
+                .saturating_add(more(start.committed_bytes, space.committed_bytes()));
+            if let Some((first, last)) = start.resident {
+                growth.resident_bytes = growth.resident_bytes.saturating_add(more(first, last));
+            }
+            growth.explained_resident_bytes = growth
+                .explained_resident_bytes
+                .saturating_add(start.explained_resident_bytes);
+        }
+        let mut survivors = self.survivors(world, moment);
+        let end_bucket = self.buckets.of(moment.at);
+        let mut ended = Vec::new();
+        self.tallies.retain(|(id, subject), tally| {
+            if *id != moment.space {
+                return true;
+            }
+            ended.push((*subject, std::mem::take(tally)));
+            false
+        });
+        for (subject, tally) in ended {
+            let held = survivors.remove(&subject).unwrap_or_default();
+            let (verdict, evidence) = verdict::judge(&tally, &held, self.buckets, end_bucket);
+            let row = Row {
+                subject,
+                verdict,
+                evidence,
+                held_bytes: held.bytes,
+                held_mappings: held.mappings,
+                committed_bytes: tally.committed_bytes.min(held.bytes),
+                resident_bytes: tally.resident_bytes.map(|bytes| bytes.min(held.bytes)),
+                mapped_bytes: tally.mapped_bytes,
+                mapped_calls: tally.mapped_calls,
+                released_bytes: tally.released_bytes,
+                growth_bytes_per_min: slope(&tally, self.buckets, end_bucket),
+                first_s: tally.first.as_secs_f64(),
+                last_s: tally.last.as_secs_f64(),
+                median_bytes: tally.sizes.median(),
+                spaces: 1,
+            };
+            match self.rows.entry(subject) {
+                Entry::Occupied(entry) => merge(entry.into_mut(), row),
+                Entry::Vacant(entry) => {
+                    entry.insert(row);
+                }
+            }
+        }
+    }
+
+    /// What each subject holds in the space at its end, by age.
+    fn survivors(&mut self, world: &World, moment: &Moment) -> FxHashMap<Subject, Survivors> {
+        let mut alive: Vec<(BirthId, Region)> = world
+            .space(moment.space)
+            .into_iter()
+            .flat_map(|space| space.everything())
+            .map(|region| (region.birth, *region))
+            .collect();
+        alive.sort_by_key(|(id, _)| *id);
+        alive.dedup_by_key(|(id, _)| *id);
+        let mut survivors: FxHashMap<Subject, Survivors> = FxHashMap::default();
+        for (id, region) in alive {
+            let Some(birth) = world.births.get(id).copied() else {
+                continue;
+            };
+            let age = moment.at.0.saturating_sub(birth.at.0);
+            if birth.space != moment.space || age < self.options.min_age.0 {
+                continue;
+            }
+            let subject = self.subject(world, &birth, &region);
+            let Some(tally) = self.tallies.get(&(moment.space, subject)) else {
+                continue;
+            };
+            let held = survivors.entry(subject).or_default();
+            held.mappings += 1;
+            held.bytes = held.bytes.saturating_add(birth.live_bytes);
+            let since = u128::from(birth.at.0.saturating_sub(tally.first.0));
+            let span = u128::from(moment.at.0.saturating_sub(tally.first.0)) + 1;
+            let part = usize::try_from(since * PARTS as u128 / span).unwrap_or(PARTS);
+            if let Some(count) = held.by_part.get_mut(part.min(PARTS - 1)) {
+                *count += 1;
+            }
+        }
+        survivors
+    }
+}
+
+impl Observer for Aggregator {
+    fn change(&mut self, world: &World, moment: &Moment, delta: &Delta) {
+        match delta {
+            Delta::Gained(region) => self.gained(world, moment, region),
+            Delta::Released(region) => self.released(world, moment, region),
+            Delta::Changed { before, after } => self.changed(world, moment, before, after),
+            // A move neither makes nor gives back; what the kernel grew, no call made.
+            Delta::Lifted(_) | Delta::Landed { .. } | Delta::Grown(_) => {}
+        }
+    }
+
+    fn checkpoint(&mut self, world: &World, moment: &Moment, judged: &Judged<'_>) {
+        if judged.first
+            && let Some(space) = world.space(moment.space)
+        {
+            let start = self.starts.entry(moment.space).or_default();
+            start.reserved_bytes = space.reserved_bytes();
+            start.committed_bytes = space.committed_bytes();
+        }
+    }
+
+    fn record(&mut self, world: &World, record: &Record) {
+        match &record.body {
+            Body::Rss(space, sample) => self.rss(*space, sample),
+            Body::Residency(residency) => self.residency(world, residency),
+            _ => {}
+        }
+    }
+
+    fn space_end(&mut self, world: &World, moment: &Moment, _how: SpaceEnd) {
+        self.fold(world, moment);
+    }
+}
+
+/// Adds what the same subject did in another space. The worse verdict speaks for both, with its
+/// evidence and its growth.
+fn merge(row: &mut Row, other: Row) {
+    let sum = u64::saturating_add;
+    row.held_bytes = sum(row.held_bytes, other.held_bytes);
+    row.held_mappings = sum(row.held_mappings, other.held_mappings);
+    row.committed_bytes = sum(row.committed_bytes, other.committed_bytes);
+    row.resident_bytes = match (row.resident_bytes, other.resident_bytes) {
+        (Some(a), Some(b)) => Some(sum(a, b)),
+        (a, b) => a.or(b),
+    };
+    row.mapped_bytes = sum(row.mapped_bytes, other.mapped_bytes);
+    row.mapped_calls = sum(row.mapped_calls, other.mapped_calls);
+    row.released_bytes = sum(row.released_bytes, other.released_bytes);
+    row.first_s = row.first_s.min(other.first_s);
+    row.last_s = row.last_s.max(other.last_s);
+    row.median_bytes = if other.mapped_calls > row.mapped_calls / 2 {
+        other.median_bytes
+    } else {
+        row.median_bytes
+    };
+    row.spaces += other.spaces;
+    match other.verdict.cmp(&row.verdict) {
+        std::cmp::Ordering::Less => {
+            row.verdict = other.verdict;
+            row.evidence = other.evidence;
+            row.growth_bytes_per_min = other.growth_bytes_per_min;
+        }
+        std::cmp::Ordering::Equal => row.growth_bytes_per_min += other.growth_bytes_per_min,
+        std::cmp::Ordering::Greater => {}
+    }
+}
+
+/// Least squares of held bytes over time, from the first call to the end, in bytes a minute.
+fn slope(tally: &Tally, buckets: Buckets, end: u32) -> f64 {
+    let first = tally.first_bucket(buckets);
+    let values: Vec<f64> = tally
+        .held
+        .values(first..end + 1)
+        .map(|value| value as f64)
+        .collect();
+    let n = values.len() as f64;
+    if values.len() < 2 {
+        return 0.0;
+    }
+    let mean_x = (n - 1.0) / 2.0;
+    let mean_y = values.iter().sum::<f64>() / n;
+    let (mut xy, mut xx) = (0.0, 0.0);
+    for (x, y) in (0u32..).zip(&values) {
+        let dx = f64::from(x) - mean_x;
+        xy += dx * (y - mean_y);
+        xx += dx * dx;
+    }
+    xy / xx * 60e9 / buckets.width_ns() as f64
+}
+
+fn memory(call: Call, region: &Region) -> Memory {
+    match call {
+        Call::Brk => Memory::Heap,
+        _ if region.perms.shared() => Memory::Shared,
+        _ if region.backed => Memory::File,
+        _ => Memory::Anonymous,
+    }
+}
+
+/// The innermost module that is not the C library, which nearly every stack ends in.
+fn caller_module(world: &World, stack: StackId) -> ModuleId {
+    let frames = world.frames(stack);
+    let is_libc = |id: ModuleId| {
+        let path = world
+            .module(id)
+            .map_or("", |module| world.files.path(module.file));
+        let name = path.rsplit('/').next().unwrap_or(path);
+        ["libc.so", "libc-", "ld-linux", "ld-musl", "libc.musl"]
+            .iter()
+            .any(|start| name.starts_with(start))
+    };
+    frames
+        .iter()
+        .map(|frame| frame.module)
+        .find(|id| !is_libc(*id))
+        .or(frames.first().map(|frame| frame.module))
+        .unwrap_or_default()
+}

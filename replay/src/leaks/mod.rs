@@ -1,0 +1,151 @@
+//! `leaks`: for each stack what it maps, gives back and holds, and what that makes it.
+//!
+//! `aggregate` counts during the one pass; `verdict` judges; this file has the question and the
+//! answer. Names of frames are the views' business: rows carry stack ids.
+
+mod aggregate;
+mod verdict;
+
+use maptrail_tracelog::calls::Call;
+use maptrail_tracelog::types::{ModuleId, Nanos, StackId, ThreadIx};
+use serde::Serialize;
+
+use crate::Error;
+use crate::replay::replay;
+use crate::timeline::Source;
+use crate::world::World;
+
+pub use aggregate::Aggregator;
+pub use verdict::Verdict;
+
+/// What rows are about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum By {
+    /// Call stacks.
+    #[default]
+    Stack,
+    /// The innermost module of the stack that is not the C library.
+    Module,
+    /// Threads.
+    Thread,
+    /// Call and sort of memory.
+    Kind,
+}
+
+/// A question to a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// What to group by.
+    pub by: By,
+    /// Mappings younger than this when their space ends do not count as held.
+    pub min_age: Nanos,
+    /// At most so many rows; `None` for all.
+    pub top: Option<usize>,
+}
+
+/// What a row is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    /// A call stack.
+    Stack(StackId),
+    /// A module; 0 is code outside all modules, and calls without a stack.
+    Module(ModuleId),
+    /// A thread.
+    Thread(ThreadIx),
+    /// A call and a sort of memory.
+    Kind(#[serde(serialize_with = "call_name")] Call, Memory),
+}
+
+fn call_name<S: serde::Serializer>(call: &Call, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(call.name())
+}
+
+/// A sort of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Memory {
+    /// No inode, private.
+    Anonymous,
+    /// The heap that `brk` moves.
+    Heap,
+    /// A file, private.
+    File,
+    /// Shared, be it a file or not.
+    Shared,
+}
+
+/// What became of the window, in all spaces together, from each space's start to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Growth {
+    /// Mapped, bytes.
+    pub reserved_bytes: i64,
+    /// Mapped and accessible, bytes.
+    pub committed_bytes: i64,
+    /// In RAM by the kernel's counters, bytes: last sample less first.
+    pub resident_bytes: i64,
+    /// Resident bytes of mappings born inside the window, as last looked at.
+    pub explained_resident_bytes: u64,
+}
+
+/// One stack (or module, thread, kind).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// What it is about.
+    pub subject: Subject,
+    /// What its mappings make it.
+    pub verdict: Verdict,
+    /// Why, in one line.
+    pub evidence: String,
+    /// Bytes born inside the window that are still mapped at their space's end.
+    pub held_bytes: u64,
+    /// The calls that these bytes were born by.
+    pub held_mappings: u64,
+    /// Of the held bytes, those that are accessible.
+    pub committed_bytes: u64,
+    /// Of the held bytes, those in RAM when last looked at; `None` if nobody looked.
+    pub resident_bytes: Option<u64>,
+    /// Bytes mapped, in all.
+    pub mapped_bytes: u64,
+    /// By so many calls.
+    pub mapped_calls: u64,
+    /// Bytes given back.
+    pub released_bytes: u64,
+    /// How fast held bytes grow, least squares from its first call to the end.
+    pub growth_bytes_per_min: f64,
+    /// Its first call, seconds.
+    pub first_s: f64,
+    /// Its last call, seconds.
+    pub last_s: f64,
+    /// Median of the bytes that a call makes.
+    pub median_bytes: u64,
+    /// Spaces in which it mapped.
+    pub spaces: u64,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Leaks {
+    /// The window's length, seconds.
+    pub window_s: f64,
+    /// What became of the sizes.
+    pub growth: Growth,
+    /// Worst first.
+    pub rows: Vec<Row>,
+    /// Rows left out by [`Options::top`].
+    pub rows_left_out: usize,
+    /// Held bytes of all rows whose verdict is `leak`, also of those left out.
+    pub leaked_bytes: u64,
+    /// Rows whose verdict is `leak`, also of those left out.
+    pub leak_rows: usize,
+}
+
+/// Replays a log and judges its stacks.
+///
+/// # Errors
+/// Those of reading the log.
+pub fn leaks(source: &mut impl Source, options: Options) -> Result<(Leaks, World), Error> {
+    let mut aggregator = Aggregator::new(source.last(), options);
+    let world = replay(source, &mut aggregator)?;
+    Ok((aggregator.finish(), world))
+}

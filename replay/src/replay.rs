@@ -1,0 +1,411 @@
+//! The one pass over a log: takes steps in order, keeps the [`World`], and tells the observer.
+
+use maptrail_tracelog::calls::Effect;
+use maptrail_tracelog::record::{
+    Body, CallEvent, Checkpoint, Look, LookCause, Origin, Outcome, Record, SpaceEnd,
+};
+use maptrail_tracelog::types::{Addr, Nanos, Range, SpaceId, Stamp, ThreadIx};
+use maptrail_tracelog::writer::Chunk;
+use rustc_hash::FxHashMap;
+
+use crate::Error;
+use crate::births::Birth;
+use crate::calls;
+use crate::observer::{Judged, Moment, Observer};
+use crate::op::{Delta, Op};
+use crate::region::BirthId;
+use crate::settle;
+use crate::space::{Space, USER_END};
+use crate::timeline::{Source, Step, Timeline};
+use crate::world::{SpaceInfo, Thread, World};
+
+/// Replays a whole log, or up to where the observer has seen enough, and returns the state there.
+///
+/// # Errors
+/// Those of reading the log.
+pub fn replay(source: &mut impl Source, observer: &mut impl Observer) -> Result<World, Error> {
+    source.rewind();
+    let mut replay = Replay::default();
+    let mut timeline = Timeline::new();
+    let mut chunk = Chunk::default();
+    let mut go_on = true;
+    while go_on && source.next_chunk(&mut chunk)? {
+        let first = source.first_node();
+        replay.world.nodes.append(first, &mut chunk.nodes);
+        go_on = timeline.feed(&mut chunk, &mut |step| replay.step(step, observer));
+    }
+    if go_on && timeline.finish(&mut |step| replay.step(step, observer)) {
+        replay.end(observer);
+    }
+    Ok(replay.world)
+}
+
+/// The driver's own state beside the world's.
+#[derive(Debug, Default)]
+struct Replay {
+    world: World,
+    /// What each thread's last call would be as a birth: a look may follow it.
+    last_calls: FxHashMap<ThreadIx, Birth>,
+    /// Calls whose effect nobody saw, until a checkpoint of their space.
+    unfinished: FxHashMap<SpaceId, Vec<CallEvent>>,
+    deltas: Vec<Delta>,
+}
+
+impl Replay {
+    fn step(&mut self, step: Step<'_>, observer: &mut impl Observer) -> bool {
+        let at = match step {
+            Step::Entry(event) => event.entry_ns,
+            Step::Exit(event) => event.exit_ns,
+            Step::Record(record, _) => record.ns,
+        };
+        if observer.is_done(at) {
+            return false;
+        }
+        self.world.now = self.world.now.max(at);
+        match step {
+            Step::Entry(event) => self.entry(event, observer),
+            Step::Exit(event) => self.exit(event, observer),
+            Step::Record(record, in_flight) => self.record(record, in_flight, observer),
+        }
+        true
+    }
+
+    fn entry(&mut self, event: &CallEvent, observer: &mut impl Observer) {
+        if !calls::phases(event).exit {
+            observer.event(&self.world, event);
+        }
+        let moment = Moment {
+            stamp: event.entry,
+            at: event.entry_ns,
+            space: event.space,
+            thread: Some(event.thread),
+        };
+        let Some(space) = self.world.space(event.space) else {
+            return;
+        };
+        for op in calls::at_entry(event, space).into_iter().flatten() {
+            self.apply(&moment, &op, observer);
+        }
+    }
+
+    fn exit(&mut self, event: &CallEvent, observer: &mut impl Observer) {
+        observer.event(&self.world, event);
+        if event.outcome == Outcome::Unfinished {
+            let waiting = self.unfinished.entry(event.space).or_default();
+            if event.call.effect() != Effect::Advise {
+                waiting.push(*event);
+            }
+            return;
+        }
+        let birth = Birth::of(event);
+        self.last_calls.insert(event.thread, birth);
+        if event.call.effect() == Effect::Advise || event.outcome.value().is_none() {
+            return;
+        }
+        let moment = Moment {
+            stamp: event.exit,
+            at: event.exit_ns,
+            space: event.space,
+            thread: Some(event.thread),
+        };
+        let id = self.world.births.add(birth);
+        if let Some(op) = calls::at_exit(event, id, &self.world.files) {
+            self.apply(&moment, &op, observer);
+        }
+        self.world.births.reap(id);
+    }
+
+    /// Performs `op`, keeps the births, tells the observer.
+    fn apply(&mut self, moment: &Moment, op: &Op<'_>, observer: &mut impl Observer) {
+        let world = &mut self.world;
+        let Some(Some(space)) = world.spaces.get_mut(moment.space.0 as usize) else {
+            return;
+        };
+        self.deltas.clear();
+        space.apply(op, &world.files, &mut self.deltas);
+        for delta in &self.deltas {
+            match delta {
+                Delta::Gained(r) => world.births.gain(r.birth, moment.space, r.len(), true),
+                Delta::Grown(r) => world.births.gain(r.birth, moment.space, r.len(), false),
+                Delta::Released(r) => world.births.release(r.birth, moment.space, r.len()),
+                Delta::Changed { .. } | Delta::Lifted(_) | Delta::Landed { .. } => {}
+            }
+        }
+        for delta in &self.deltas {
+            observer.change(&self.world, moment, delta);
+        }
+        for delta in &self.deltas {
+            if let Delta::Released(region) = delta {
+                self.world.births.reap(region.birth);
+            }
+        }
+    }
+
+    fn record(&mut self, record: &Record, in_flight: &[CallEvent], observer: &mut impl Observer) {
+        let world = &mut self.world;
+        match &record.body {
+            Body::SpaceStart {
+                space,
+                pid,
+                origin,
+                start_brk,
+            } => {
+                let info = SpaceInfo {
+                    id: *space,
+                    pid: *pid,
+                    origin: origin.clone(),
+                    start_brk: *start_brk,
+                    start: record.ns,
+                    end: None,
+                    first_checkpoint: None,
+                };
+                self.space_start(info);
+            }
+            Body::SpaceEnd { space, how } => self.space_end(record, *space, *how, observer),
+            Body::ThreadStart {
+                thread,
+                tid,
+                pid,
+                space,
+                name,
+            } => {
+                let started = Thread {
+                    tid: *tid,
+                    pid: *pid,
+                    space: *space,
+                    name: name.clone(),
+                    start: record.ns,
+                    end: None,
+                };
+                world.threads.insert(*thread, started);
+            }
+            Body::ThreadEnd { thread, name, .. } => {
+                if let Some(thread) = world.threads.get_mut(thread) {
+                    thread.end = Some(record.ns);
+                    if !name.is_empty() {
+                        thread.name.clone_from(name);
+                    }
+                }
+                self.last_calls.remove(thread);
+            }
+            Body::File(id, info) => world.files.define(*id, info.clone()),
+            Body::Module(id, info) => {
+                world.modules.insert(*id, info.clone());
+            }
+            Body::ModuleBase {
+                space,
+                module,
+                bias,
+            } => {
+                world.biases.insert((*space, *module), *bias);
+            }
+            Body::Checkpoint(checkpoint) => {
+                self.checkpoint(record, checkpoint, in_flight, observer);
+            }
+            Body::Look(look) => self.look(record, look, observer),
+            Body::Lost { events, .. } => world.lost = world.lost.saturating_add(*events),
+            Body::Summary(summary) => {
+                world.lost = world.lost.max(summary.lost);
+            }
+            Body::Rss(..) | Body::Residency(_) | Body::Note(_) => {}
+        }
+        observer.record(&self.world, record);
+    }
+
+    fn space_start(&mut self, info: SpaceInfo) {
+        let world = &mut self.world;
+        let slot = info.id.0 as usize;
+        // Ids are counted from 0; one far beyond the next comes from a damaged log.
+        if slot > world.spaces.len() + MAX_SKIPPED_SPACES {
+            return;
+        }
+        let space = match info.origin {
+            Origin::Fork { parent } => match world.space(parent) {
+                Some(parent) => parent.forked(info.id, info.start_brk),
+                None => Space::new(info.id, info.start_brk),
+            },
+            Origin::Exec { .. } | Origin::Attach => Space::new(info.id, info.start_brk),
+        };
+        for region in space.regions() {
+            world
+                .births
+                .gain(region.birth, info.id, region.len(), false);
+        }
+        if slot >= world.spaces.len() {
+            world.spaces.resize(slot + 1, None);
+        }
+        if let Some(slot) = world.spaces.get_mut(slot) {
+            *slot = Some(space);
+        }
+        world.space_infos.insert(info.id, info);
+    }
+
+    fn space_end(
+        &mut self,
+        record: &Record,
+        id: SpaceId,
+        how: SpaceEnd,
+        observer: &mut impl Observer,
+    ) {
+        let moment = Moment {
+            stamp: record.stamp,
+            at: record.ns,
+            space: id,
+            thread: None,
+        };
+        if self.world.space(id).is_none() {
+            return;
+        }
+        observer.space_end(&self.world, &moment, how);
+        let world = &mut self.world;
+        if let Some(info) = world.space_infos.get_mut(&id) {
+            info.end = Some((record.ns, how));
+        }
+        self.unfinished.remove(&id);
+        let space = world.spaces.get_mut(id.0 as usize).and_then(Option::take);
+        for region in space.iter().flat_map(Space::everything) {
+            world.births.release(region.birth, id, region.len());
+            world.births.reap(region.birth);
+        }
+        world.biases.retain(|(space, _), _| *space != id);
+    }
+
+    fn checkpoint(
+        &mut self,
+        record: &Record,
+        checkpoint: &Checkpoint,
+        in_flight: &[CallEvent],
+        observer: &mut impl Observer,
+    ) {
+        let id = checkpoint.space;
+        let moment = Moment {
+            stamp: record.stamp,
+            at: record.ns,
+            space: id,
+            thread: None,
+        };
+        let first = match self.world.space_infos.get_mut(&id) {
+            Some(info) => {
+                let first = info.first_checkpoint.is_none();
+                info.first_checkpoint.get_or_insert(record.stamp);
+                first
+            }
+            None => return,
+        };
+        if first {
+            let seed = Op::Look {
+                range: Range {
+                    start: Addr(0),
+                    end: USER_END,
+                },
+                vmas: &checkpoint.vmas,
+                birth: BirthId::PRE_EXISTING,
+                reborn: false,
+            };
+            self.apply(&moment, &seed, observer);
+            let world = &mut self.world;
+            if let Some(Some(space)) = world.spaces.get_mut(id.0 as usize) {
+                space.settle_brk(&checkpoint.vmas, &world.files);
+            }
+        } else if let Some(unfinished) = self.unfinished.remove(&id) {
+            for event in &unfinished {
+                self.settle(event, checkpoint, observer);
+            }
+        }
+        let judged = Judged {
+            checkpoint,
+            in_flight,
+            first,
+        };
+        observer.checkpoint(&self.world, &moment, &judged);
+    }
+
+    /// A call that was never seen to end: if some result of it explains the checkpoint better than
+    /// none, it had that one.
+    fn settle(&mut self, event: &CallEvent, checkpoint: &Checkpoint, observer: &mut impl Observer) {
+        self.world.settled += 1;
+        let Some(space) = self.world.space(event.space) else {
+            return;
+        };
+        let Some(event) = settle::likeliest(event, space, checkpoint, &self.world.files) else {
+            return;
+        };
+        let moment = Moment {
+            stamp: event.exit,
+            at: event.exit_ns,
+            space: event.space,
+            thread: Some(event.thread),
+        };
+        for op in calls::at_entry(&event, space).into_iter().flatten() {
+            self.apply(&moment, &op, observer);
+        }
+        let id = self.world.births.add(Birth::of(&event));
+        if let Some(op) = calls::at_exit(&event, id, &self.world.files) {
+            self.apply(&moment, &op, observer);
+        }
+        self.world.births.reap(id);
+    }
+
+    fn look(&mut self, record: &Record, look: &Look, observer: &mut impl Observer) {
+        let call = self
+            .last_calls
+            .iter()
+            .find(|(_, birth)| birth.stamp == look.call && birth.space == look.space)
+            .map(|(thread, birth)| (*thread, *birth));
+        let moment = Moment {
+            stamp: record.stamp,
+            at: record.ns,
+            space: look.space,
+            thread: call.map(|(thread, _)| thread),
+        };
+        // The call may have made part of what is seen by its arguments already: one call, one birth.
+        let known = self.world.space(look.space).and_then(|space| {
+            space
+                .touching(look.range)
+                .map(|region| region.birth)
+                .find(|id| {
+                    self.world
+                        .births
+                        .get(*id)
+                        .is_some_and(|b| b.stamp == look.call)
+                })
+        });
+        let fresh = match (known, call) {
+            (None, Some((_, birth))) => Some(self.world.births.add(birth)),
+            _ => None,
+        };
+        let op = Op::Look {
+            range: look.range,
+            vmas: &look.vmas,
+            birth: known.or(fresh).unwrap_or(BirthId::PRE_EXISTING),
+            reborn: look.cause == LookCause::Acquired,
+        };
+        self.apply(&moment, &op, observer);
+        if let Some(id) = fresh {
+            self.world.births.reap(id);
+        }
+        if look.cause != LookCause::Acquired {
+            self.world.settled += 1;
+        }
+    }
+
+    /// The log ends: so does what is still alive, as far as the log knows.
+    fn end(&mut self, observer: &mut impl Observer) {
+        let alive: Vec<SpaceId> = self.world.spaces().map(Space::id).collect();
+        for id in alive {
+            let moment = Moment {
+                stamp: Stamp(u64::MAX),
+                at: self.world.now,
+                space: id,
+                thread: None,
+            };
+            observer.space_end(&self.world, &moment, SpaceEnd::Window);
+        }
+    }
+}
+
+/// Space ids that a log may leave out in a row; more, and it is damaged.
+const MAX_SKIPPED_SPACES: usize = 1 << 16;
+
+/// The first instant of every window.
+pub const WINDOW_START: Nanos = Nanos(0);

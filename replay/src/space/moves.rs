@@ -1,0 +1,151 @@
+//! What `mremap` does to a space: lift, land, extend, duplicate.
+//!
+//! Between lift and land the regions are in no space; their births live on.
+
+use maptrail_tracelog::types::{Addr, Range, ThreadIx};
+
+use super::{InTransit, Space};
+use crate::op::Delta;
+use crate::region::{BirthId, Region};
+
+impl Space {
+    pub(super) fn lift(&mut self, range: Range, thread: ThreadIx, deltas: &mut Vec<Delta>) {
+        let mut pieces = Vec::new();
+        self.carve(range, |piece| {
+            pieces.push(piece);
+            deltas.push(Delta::Lifted(piece));
+        });
+        self.in_transit.push(InTransit {
+            thread,
+            range,
+            pieces,
+        });
+    }
+
+    pub(super) fn land(
+        &mut self,
+        thread: ThreadIx,
+        to: Addr,
+        len: u64,
+        birth: BirthId,
+        deltas: &mut Vec<Delta>,
+    ) {
+        let Some(at) = self.in_transit.iter().position(|t| t.thread == thread) else {
+            return;
+        };
+        let InTransit { range, pieces, .. } = self.in_transit.swap_remove(at);
+        let moved = |r: Range| translated(r, range.start, to);
+        self.clear_for(&pieces, range, len, moved, deltas);
+        for piece in &pieces {
+            let region = Region {
+                range: moved(piece.range),
+                ..*piece
+            };
+            self.regions.insert(region.range.start.0, region);
+            deltas.push(Delta::Landed {
+                from: piece.range,
+                region,
+            });
+        }
+        let grown = Range {
+            start: Addr(to.0.wrapping_add(range.len())),
+            end: Addr(to.0.wrapping_add(len)),
+        };
+        self.extend(grown, birth, deltas);
+    }
+
+    /// Releases what is mapped where `pieces` of `source` will land: the whole destination, or, when
+    /// several mappings with holes between move at once, only what each covers, as the kernel does.
+    fn clear_for(
+        &mut self,
+        pieces: &[Region],
+        source: Range,
+        len: u64,
+        moved: impl Fn(Range) -> Range,
+        deltas: &mut Vec<Delta>,
+    ) {
+        let with_holes = pieces.windows(2).any(|two| match two {
+            [a, b] => a.range.end != b.range.start,
+            _ => false,
+        });
+        if with_holes {
+            for piece in pieces {
+                self.carve(moved(piece.range), |old| deltas.push(Delta::Released(old)));
+            }
+        } else {
+            let start = moved(source).start;
+            let end = Addr(start.0.saturating_add(len));
+            self.carve(Range { start, end }, |old| {
+                deltas.push(Delta::Released(old))
+            });
+        }
+    }
+
+    pub(super) fn extend(&mut self, range: Range, birth: BirthId, deltas: &mut Vec<Delta>) {
+        if range.is_empty() {
+            return;
+        }
+        let Some(&below) = self.find(Addr(range.start.0.saturating_sub(1))) else {
+            return;
+        };
+        let whole = Region {
+            range: Range {
+                start: below.range.start,
+                end: range.end,
+            },
+            birth,
+            ..below
+        };
+        if let Some(region) = whole.clipped(range) {
+            self.map(region, deltas);
+        }
+    }
+
+    pub(super) fn duplicate(
+        &mut self,
+        from: Addr,
+        to: Range,
+        birth: BirthId,
+        deltas: &mut Vec<Delta>,
+    ) {
+        let source = Range {
+            start: from,
+            end: Addr(from.0.saturating_add(to.len())),
+        };
+        let pieces: Vec<Region> = self
+            .touching(source)
+            .filter_map(|r| r.clipped(source))
+            .collect();
+        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+            return;
+        };
+        if first.range.start != from {
+            return;
+        }
+        let moved = |r: Range| translated(r, from, to.start);
+        let rest = Range {
+            start: moved(last.range).end,
+            end: to.end,
+        };
+        self.clear_for(&pieces, source, to.len(), moved, deltas);
+        for piece in &pieces {
+            let copy = Region {
+                range: moved(piece.range),
+                birth,
+                ..*piece
+            };
+            self.map(copy, deltas);
+        }
+        // A shared mapping can be duplicated to a greater length than it has.
+        self.extend(rest, birth, deltas);
+    }
+}
+
+/// `range`, moved as `from` moves to `to`.
+fn translated(range: Range, from: Addr, to: Addr) -> Range {
+    let shift = |a: Addr| Addr(a.0.wrapping_sub(from.0).wrapping_add(to.0));
+    Range {
+        start: shift(range.start),
+        end: shift(range.end),
+    }
+}

@@ -1,0 +1,281 @@
+//! `timeline`: reserved, committed and resident bytes over time, in all and per space, and what the
+//! greatest stacks hold.
+//!
+//! The three sizes are different things: *reserved* is what is mapped, *committed* what of it is
+//! accessible, both by the model; *resident* is what is in RAM, by the kernel's counters.
+
+use std::collections::BTreeMap;
+
+use maptrail_tracelog::record::{Body, Record, SpaceEnd};
+use maptrail_tracelog::types::{Nanos, Pid, SpaceId, StackId};
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use crate::Error;
+use crate::observer::{Moment, Observer};
+use crate::op::Delta;
+use crate::region::Region;
+use crate::replay::replay;
+use crate::series::{Buckets, Series};
+use crate::timeline::Source;
+use crate::world::World;
+
+/// Sizes at an instant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Sizes {
+    /// Mapped, bytes.
+    pub reserved_bytes: u64,
+    /// Mapped and accessible, bytes.
+    pub committed_bytes: u64,
+    /// In RAM, bytes; 0 before the first sample.
+    pub resident_bytes: u64,
+}
+
+/// A space over time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SpaceUsage {
+    /// Which space.
+    pub space: SpaceId,
+    /// The process that it was first seen in.
+    pub pid: Pid,
+    /// At the end of each bucket.
+    pub points: Vec<Sizes>,
+}
+
+/// What a stack holds over time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StackUsage {
+    /// Which stack.
+    pub stack: StackId,
+    /// Bytes that it made and that are mapped, at the end of each bucket.
+    pub held_bytes: Vec<u64>,
+    /// The greatest of these.
+    pub peak_bytes: u64,
+}
+
+/// Sizes over a window.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Usage {
+    /// The window's length, seconds.
+    pub window_s: f64,
+    /// Seconds between points.
+    pub step_s: f64,
+    /// All spaces together, at the end of each bucket.
+    pub points: Vec<Sizes>,
+    /// Greatest at any instant, not only at a bucket's end. Resident as sampled.
+    pub peak: Sizes,
+    /// Whether any resident size was sampled.
+    pub has_resident: bool,
+    /// By id.
+    pub spaces: Vec<SpaceUsage>,
+    /// The greatest by peak, first the greatest.
+    pub stacks: Vec<StackUsage>,
+}
+
+/// Replays a log into at most `points` points and the `top` greatest stacks.
+///
+/// # Errors
+/// Those of reading the log.
+pub fn usage(source: &mut impl Source, points: u32, top: usize) -> Result<(Usage, World), Error> {
+    let mut meter = Meter::new(source.last(), points);
+    let world = replay(source, &mut meter)?;
+    Ok((meter.finish(top, &world), world))
+}
+
+/// The three sizes of a space, or of all, as series.
+#[derive(Clone, Debug, Default)]
+struct SizeSeries {
+    reserved: Series,
+    committed: Series,
+    resident: Series,
+}
+
+impl SizeSeries {
+    fn set(&mut self, bucket: u32, sizes: Sizes) {
+        self.reserved.set(bucket, sizes.reserved_bytes);
+        self.committed.set(bucket, sizes.committed_bytes);
+        self.resident.set(bucket, sizes.resident_bytes);
+    }
+
+    fn points(&self, count: u32) -> Vec<Sizes> {
+        self.reserved
+            .values(0..count)
+            .zip(self.committed.values(0..count))
+            .zip(self.resident.values(0..count))
+            .map(
+                |((reserved_bytes, committed_bytes), resident_bytes)| Sizes {
+                    reserved_bytes,
+                    committed_bytes,
+                    resident_bytes,
+                },
+            )
+            .collect()
+    }
+}
+
+/// What a stack holds now, and held.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    bytes: u64,
+    peak: u64,
+    series: Series,
+}
+
+/// The observer behind [`usage`].
+#[derive(Debug)]
+pub struct Meter {
+    last: Nanos,
+    buckets: Buckets,
+    now: BTreeMap<SpaceId, Sizes>,
+    total_now: Sizes,
+    peak: Sizes,
+    has_resident: bool,
+    total: SizeSeries,
+    spaces: BTreeMap<SpaceId, SizeSeries>,
+    stacks: FxHashMap<StackId, Held>,
+}
+
+impl Meter {
+    /// For a window of this length.
+    #[must_use]
+    pub fn new(last: Nanos, points: u32) -> Meter {
+        Meter {
+            last,
+            buckets: Buckets::new(last, points),
+            now: BTreeMap::new(),
+            total_now: Sizes::default(),
+            peak: Sizes::default(),
+            has_resident: false,
+            total: SizeSeries::default(),
+            spaces: BTreeMap::new(),
+            stacks: FxHashMap::default(),
+        }
+    }
+
+    /// The result, when the replay is over.
+    #[must_use]
+    pub fn finish(self, top: usize, world: &World) -> Usage {
+        let count = self.buckets.count();
+        let mut stacks: Vec<(StackId, Held)> = self.stacks.into_iter().collect();
+        stacks.sort_by_key(|(stack, held)| (std::cmp::Reverse(held.peak), *stack));
+        stacks.truncate(top);
+        Usage {
+            window_s: self.last.as_secs_f64(),
+            step_s: Nanos(self.buckets.width_ns()).as_secs_f64(),
+            points: self.total.points(count),
+            peak: self.peak,
+            has_resident: self.has_resident,
+            spaces: self
+                .spaces
+                .iter()
+                .map(|(id, series)| SpaceUsage {
+                    space: *id,
+                    pid: world.space_info(*id).map_or(Pid(0), |info| info.pid),
+                    points: series.points(count),
+                })
+                .collect(),
+            stacks: stacks
+                .into_iter()
+                .map(|(stack, held)| StackUsage {
+                    stack,
+                    held_bytes: held.series.values(0..count).collect(),
+                    peak_bytes: held.peak,
+                })
+                .collect(),
+        }
+    }
+
+    /// Space `id` has these sizes from `at` on.
+    fn set(&mut self, id: SpaceId, at: Nanos, sizes: Sizes) {
+        let old = self.now.insert(id, sizes).unwrap_or_default();
+        let sum = |total: u64, old: u64, new: u64| total.saturating_sub(old).saturating_add(new);
+        let total = &mut self.total_now;
+        total.reserved_bytes = sum(
+            total.reserved_bytes,
+            old.reserved_bytes,
+            sizes.reserved_bytes,
+        );
+        total.committed_bytes = sum(
+            total.committed_bytes,
+            old.committed_bytes,
+            sizes.committed_bytes,
+        );
+        total.resident_bytes = sum(
+            total.resident_bytes,
+            old.resident_bytes,
+            sizes.resident_bytes,
+        );
+        let peak = &mut self.peak;
+        peak.reserved_bytes = peak.reserved_bytes.max(total.reserved_bytes);
+        peak.committed_bytes = peak.committed_bytes.max(total.committed_bytes);
+        peak.resident_bytes = peak.resident_bytes.max(total.resident_bytes);
+        let bucket = self.buckets.of(at);
+        self.total.set(bucket, self.total_now);
+        self.spaces.entry(id).or_default().set(bucket, sizes);
+    }
+
+    /// The stack of `region`'s birth holds more or less, if that call was made in this space.
+    fn hold(
+        &mut self,
+        world: &World,
+        moment: &Moment,
+        region: &Region,
+        change: impl Fn(u64) -> u64,
+    ) {
+        let Some(birth) = world.births.get(region.birth) else {
+            return;
+        };
+        if birth.space == moment.space {
+            let held = self.stacks.entry(birth.stack).or_default();
+            held.bytes = change(held.bytes);
+            held.peak = held.peak.max(held.bytes);
+            held.series.set(self.buckets.of(moment.at), held.bytes);
+        }
+    }
+}
+
+impl Observer for Meter {
+    fn change(&mut self, world: &World, moment: &Moment, delta: &Delta) {
+        match delta {
+            Delta::Gained(r) | Delta::Grown(r) => {
+                self.hold(world, moment, r, |held| held.saturating_add(r.len()));
+            }
+            Delta::Released(r) => {
+                self.hold(world, moment, r, |held| held.saturating_sub(r.len()));
+            }
+            Delta::Changed { .. } | Delta::Lifted(_) | Delta::Landed { .. } => {}
+        }
+        if let Some(space) = world.space(moment.space) {
+            let sizes = Sizes {
+                reserved_bytes: space.reserved_bytes(),
+                committed_bytes: space.committed_bytes(),
+                resident_bytes: self.now.get(&moment.space).map_or(0, |s| s.resident_bytes),
+            };
+            self.set(moment.space, moment.at, sizes);
+        }
+    }
+
+    fn record(&mut self, _world: &World, record: &Record) {
+        if let Body::Rss(id, rss) = &record.body {
+            self.has_resident = true;
+            let mut sizes = self.now.get(id).copied().unwrap_or_default();
+            sizes.resident_bytes = rss.anon.saturating_add(rss.file).saturating_add(rss.shmem);
+            self.set(*id, record.ns, sizes);
+        }
+    }
+
+    fn space_end(&mut self, world: &World, moment: &Moment, how: SpaceEnd) {
+        // A space that lives on when the window closes has its sizes to the last point.
+        if how == SpaceEnd::Window {
+            return;
+        }
+        let regions = world.space(moment.space).into_iter();
+        for region in regions.flat_map(|space| space.everything()) {
+            self.hold(world, moment, region, |held| {
+                held.saturating_sub(region.len())
+            });
+        }
+        self.set(moment.space, moment.at, Sizes::default());
+        self.now.remove(&moment.space);
+    }
+}

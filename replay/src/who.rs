@@ -1,0 +1,396 @@
+//! `who`: every call that touched an address, from the birth of what is mapped there to the end,
+//! following it backwards through moves.
+
+use maptrail_tracelog::calls::Effect;
+use maptrail_tracelog::record::{Body, CallEvent, LookCause, Origin, Record, SpaceEnd};
+use maptrail_tracelog::types::{Addr, Nanos, Range, SpaceId, Stamp};
+
+use crate::Error;
+use crate::births::Birth;
+use crate::calls;
+use crate::maps_at::Mapped;
+use crate::observer::{Moment, Observer};
+use crate::op::Delta;
+use crate::replay::replay;
+use crate::timeline::Source;
+use crate::world::World;
+
+/// The answer for one space.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Who {
+    /// Which space.
+    pub space: SpaceId,
+    /// What is mapped at the address at the time asked for (without one, at the space's end).
+    pub now: Option<Mapped>,
+    /// Whether anything ever was mapped there, up to that time.
+    pub was_ever_mapped: bool,
+    /// What touched it, in effect order, from the birth of `now`; or, if nothing is mapped there, all
+    /// that ever did.
+    pub touches: Vec<Touch>,
+}
+
+/// Something that touched the address, or the place where its memory was then.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Touch {
+    /// When it took effect.
+    pub at: Nanos,
+    /// Its stamp.
+    pub stamp: Stamp,
+    /// Where the memory that is asked for was at that time.
+    pub addr: Addr,
+    /// What touched it.
+    pub what: What,
+}
+
+/// What can touch an address.
+#[derive(Clone, Debug, PartialEq)]
+pub enum What {
+    /// A call whose range it is in.
+    Call(CallEvent),
+    /// It was there when the space was first seen.
+    PreExisting,
+    /// The recorder looked at the range, after a call that its arguments do not settle.
+    Look {
+        /// Why.
+        cause: LookCause,
+        /// Whether anything was mapped there.
+        mapped: bool,
+    },
+}
+
+/// Answers for an address, in every space that had it mapped at any time (or in `only`).
+///
+/// # Errors
+/// Those of reading the log, or a time past its end.
+pub fn who(
+    source: &mut impl Source,
+    addr: Addr,
+    at: Option<Nanos>,
+    only: Option<SpaceId>,
+) -> Result<(Vec<Who>, World), Error> {
+    let window = source.last();
+    if let Some(at) = at.filter(|at| *at > window) {
+        return Err(Error::OutsideWindow { at, window });
+    }
+    let until = at.unwrap_or(Nanos(u64::MAX));
+    let mut lives = Lives {
+        addr,
+        until,
+        only,
+        spaces: Vec::new(),
+        moves: Vec::new(),
+    };
+    let world = replay(source, &mut lives)?;
+    let stopped: Vec<SpaceId> = world.spaces().map(|space| space.id()).collect();
+    for id in stopped {
+        lives.take(&world, id);
+    }
+    let mut trails: Vec<Trail> = lives
+        .spaces
+        .iter()
+        .filter(|life| life.was_ever_mapped)
+        .map(|life| Trail::of(life, addr, &lives.moves, &world))
+        .collect();
+    trails.sort_by_key(|trail| trail.who.space);
+    let mut follower = Follower {
+        trails,
+        until,
+        released: None,
+    };
+    let world = replay(source, &mut follower)?;
+    let answers = follower.trails.into_iter().map(|trail| trail.who).collect();
+    Ok((answers, world))
+}
+
+/// What a space had at the address, first pass.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    space: SpaceId,
+    now: Option<Mapped>,
+    was_ever_mapped: bool,
+    is_taken: bool,
+}
+
+/// A piece that landed elsewhere.
+#[derive(Clone, Copy, Debug)]
+struct Moved {
+    space: SpaceId,
+    stamp: Stamp,
+    from: Range,
+    to: Range,
+}
+
+/// First pass: what is at the address in the end, and all moves.
+struct Lives {
+    addr: Addr,
+    until: Nanos,
+    only: Option<SpaceId>,
+    spaces: Vec<Life>,
+    moves: Vec<Moved>,
+}
+
+impl Lives {
+    fn life(&mut self, space: SpaceId) -> Option<&mut Life> {
+        if self.only.is_some_and(|id| id != space) {
+            return None;
+        }
+        let at = match self.spaces.iter().position(|life| life.space == space) {
+            Some(at) => at,
+            None => {
+                self.spaces.push(Life {
+                    space,
+                    now: None,
+                    was_ever_mapped: false,
+                    is_taken: false,
+                });
+                self.spaces.len() - 1
+            }
+        };
+        self.spaces.get_mut(at)
+    }
+
+    /// Notes what is at the address, unless the space's end did so already.
+    fn take(&mut self, world: &World, space: SpaceId) {
+        let found = world.space(space).and_then(|s| s.find(self.addr)).copied();
+        let Some(life) = self.life(space).filter(|life| !life.is_taken) else {
+            return;
+        };
+        life.is_taken = true;
+        life.was_ever_mapped |= found.is_some();
+        life.now = found.map(|region| Mapped {
+            region,
+            birth: world.births.get(region.birth).copied(),
+        });
+    }
+}
+
+impl Observer for Lives {
+    fn change(&mut self, _world: &World, moment: &Moment, delta: &Delta) {
+        let came = match delta {
+            Delta::Gained(r) | Delta::Grown(r) => r.range,
+            Delta::Landed { from, region } => {
+                self.moves.push(Moved {
+                    space: moment.space,
+                    stamp: moment.stamp,
+                    from: *from,
+                    to: region.range,
+                });
+                region.range
+            }
+            _ => return,
+        };
+        if came.contains(self.addr)
+            && let Some(life) = self.life(moment.space)
+        {
+            life.was_ever_mapped = true;
+        }
+    }
+
+    fn space_end(&mut self, world: &World, moment: &Moment, _how: SpaceEnd) {
+        self.take(world, moment.space);
+    }
+
+    fn is_done(&self, at: Nanos) -> bool {
+        at > self.until
+    }
+}
+
+/// Where the memory was, and from which stamp on.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    from: Stamp,
+    addr: Addr,
+}
+
+/// A space's answer in the making.
+struct Trail {
+    who: Who,
+    /// Ascending by stamp; the last one is the address asked for.
+    segments: Vec<Segment>,
+    /// The space and those it was forked from, each from a stamp on; ascending.
+    lineage: Vec<(Stamp, SpaceId)>,
+    /// Nothing before this is of interest: the birth of what is there now.
+    since: Stamp,
+}
+
+impl Trail {
+    fn of(life: &Life, addr: Addr, moves: &[Moved], world: &World) -> Trail {
+        let lineage = lineage(life.space, world);
+        let birth = life.now.and_then(|now| now.birth);
+        let since = match (life.now, birth) {
+            (Some(_), Some(birth)) => birth.stamp,
+            _ => Stamp(0),
+        };
+        let mut segments = Vec::new();
+        let mut at = addr;
+        if life.now.is_some() {
+            for moved in moves.iter().rev().take_while(|m| m.stamp >= since) {
+                if moved.to.contains(at) && space_at(&lineage, moved.stamp) == moved.space {
+                    segments.push(Segment {
+                        from: moved.stamp,
+                        addr: at,
+                    });
+                    let inside = at.0 - moved.to.start.0;
+                    at = Addr(moved.from.start.0.saturating_add(inside));
+                }
+            }
+        }
+        segments.push(Segment {
+            from: Stamp(0),
+            addr: at,
+        });
+        segments.reverse();
+        Trail {
+            who: Who {
+                space: life.space,
+                now: life.now,
+                was_ever_mapped: life.was_ever_mapped,
+                touches: Vec::new(),
+            },
+            segments,
+            lineage,
+            since,
+        }
+    }
+
+    /// Where the memory is just before `stamp`, and from it on: the two differ at a move.
+    fn around(&self, stamp: Stamp) -> (Addr, Addr) {
+        let at = |after: usize| {
+            after
+                .checked_sub(1)
+                .and_then(|i| self.segments.get(i))
+                .map_or(Addr(0), |segment| segment.addr)
+        };
+        let before = self.segments.partition_point(|s| s.from < stamp);
+        let after = self.segments.partition_point(|s| s.from <= stamp);
+        (at(before), at(after))
+    }
+}
+
+/// A space and those it was forked from, by the stamp from which on each is meant.
+fn lineage(space: SpaceId, world: &World) -> Vec<(Stamp, SpaceId)> {
+    let mut lineage = Vec::new();
+    let mut at = space;
+    while let Some(info) = world.space_info(at) {
+        match info.origin {
+            // A parent is older than its child; anything else comes from a damaged log.
+            Origin::Fork { parent } if parent < at => {
+                lineage.push((info.first_checkpoint.unwrap_or_default(), at));
+                at = parent;
+            }
+            _ => break,
+        }
+    }
+    lineage.push((Stamp(0), at));
+    lineage.reverse();
+    lineage
+}
+
+fn space_at(lineage: &[(Stamp, SpaceId)], stamp: Stamp) -> SpaceId {
+    let after = lineage.partition_point(|(from, _)| *from <= stamp);
+    after
+        .checked_sub(1)
+        .and_then(|i| lineage.get(i))
+        .map_or(SpaceId::default(), |(_, space)| *space)
+}
+
+/// Second pass: what touched those places.
+struct Follower {
+    trails: Vec<Trail>,
+    until: Nanos,
+    /// What was last released: a `brk` releases at its entry and is told at its exit.
+    released: Option<(Stamp, Range)>,
+}
+
+impl Follower {
+    fn touch(&mut self, space: SpaceId, at: Nanos, stamp: Stamp, ranges: &[Range], what: &What) {
+        for trail in &mut self.trails {
+            if stamp < trail.since || space_at(&trail.lineage, stamp) != space {
+                continue;
+            }
+            let (before, after) = trail.around(stamp);
+            let is_in = |addr: Addr| ranges.iter().any(|range| range.contains(addr));
+            if let Some(addr) = [before, after].into_iter().find(|addr| is_in(*addr)) {
+                trail.who.touches.push(Touch {
+                    at,
+                    stamp,
+                    addr,
+                    what: what.clone(),
+                });
+            }
+        }
+    }
+}
+
+impl Observer for Follower {
+    fn change(&mut self, _world: &World, moment: &Moment, delta: &Delta) {
+        if let Delta::Released(region) = delta {
+            let is_asked = |t: &Trail| region.range.contains(t.around(moment.stamp).0);
+            if self.trails.iter().any(is_asked) {
+                self.released = Some((moment.stamp, region.range));
+            }
+        }
+    }
+
+    fn event(&mut self, world: &World, event: &CallEvent) {
+        let phases = calls::phases(event);
+        let (stamp, at) = if phases.exit {
+            (event.exit, event.exit_ns)
+        } else {
+            (event.entry, event.entry_ns)
+        };
+        let mut ranges = calls::ranges(event);
+        if event.call.effect() == Effect::Brk {
+            // What a `brk` covers is told by where the heap ended before it.
+            let heap = world.space(event.space).map(|space| space.heap());
+            if let (Some(heap), Some(value)) = (heap, event.outcome.value()) {
+                let (a, b) = (heap.end.page_up(), Addr(value).page_up());
+                ranges.push(Range {
+                    start: a.min(b),
+                    end: a.max(b),
+                });
+            }
+            let at_entry = self.released.filter(|(stamp, _)| *stamp == event.entry);
+            ranges.extend(at_entry.map(|(_, range)| range));
+        }
+        self.touch(event.space, at, stamp, &ranges, &What::Call(*event));
+    }
+
+    fn record(&mut self, world: &World, record: &Record) {
+        match &record.body {
+            Body::Checkpoint(checkpoint)
+                if world
+                    .space_info(checkpoint.space)
+                    .is_some_and(|info| info.first_checkpoint == Some(record.stamp)) =>
+            {
+                let ranges: Vec<Range> = checkpoint.vmas.iter().map(|vma| vma.range).collect();
+                let what = What::PreExisting;
+                self.touch(checkpoint.space, record.ns, record.stamp, &ranges, &what);
+            }
+            Body::Look(look) => {
+                let trail = self.trails.iter().find(|t| t.who.space == look.space);
+                let Some(addr) = trail.map(|t| t.around(record.stamp).1) else {
+                    return;
+                };
+                let what = What::Look {
+                    cause: look.cause,
+                    mapped: look.vmas.iter().any(|vma| vma.range.contains(addr)),
+                };
+                self.touch(look.space, record.ns, record.stamp, &[look.range], &what);
+            }
+            _ => {}
+        }
+    }
+
+    fn is_done(&self, at: Nanos) -> bool {
+        at > self.until
+    }
+}
+
+impl Who {
+    /// The call that made what is mapped there now.
+    #[must_use]
+    pub fn birth(&self) -> Option<&Birth> {
+        self.now.as_ref()?.birth.as_ref()
+    }
+}
