@@ -31,15 +31,15 @@ const PAGE: u64 = 4096;
 /// A reusable copy of the top of a thread's stack. One serves all threads of a tracer.
 pub struct StackCopy {
     base: u64,
-    first: Box<[u8]>,
-    first_len: usize,
+    /// What could be read.
+    first: Vec<u8>,
     /// What the last [`StackCopy::fill`] was asked for.
     asked: usize,
     /// How much of the stack above `base` this unwinding has used so far.
     high: usize,
     chunk_base: u64,
-    chunk: Box<[u8]>,
-    chunk_len: usize,
+    /// What could be read.
+    chunk: Vec<u8>,
 }
 
 impl Default for StackCopy {
@@ -54,13 +54,11 @@ impl StackCopy {
     pub fn new() -> StackCopy {
         StackCopy {
             base: 0,
-            first: vec![0; MAX_READ].into_boxed_slice(),
-            first_len: 0,
+            first: Vec::with_capacity(MAX_READ),
             asked: FIRST_READ,
             high: 0,
             chunk_base: 0,
-            chunk: vec![0; CHUNK].into_boxed_slice(),
-            chunk_len: 0,
+            chunk: Vec::with_capacity(CHUNK),
         }
     }
 
@@ -70,9 +68,8 @@ impl StackCopy {
         self.asked = wanted;
         self.base = sp;
         self.high = 0;
-        self.chunk_len = 0;
-        let (buf, _) = self.first.split_at_mut(wanted);
-        self.first_len = mem.read(sp, buf).min(wanted);
+        self.chunk.clear();
+        refill(&mut self.first, wanted, sp, mem);
     }
 
     /// How much to read at this thread's next stop, in bytes: grows at once to what was needed and
@@ -93,44 +90,52 @@ impl StackCopy {
     #[inline]
     pub fn read_u64(&mut self, addr: u64, mem: &mut impl TargetMemory) -> Option<u64> {
         let offset = addr.wrapping_sub(self.base);
-        if let Some(value) = word(&self.first, self.first_len, offset) {
-            self.high = self.high.max(offset as usize + 8);
-            return Some(value);
+        match word(&self.first, offset) {
+            Some(value) => Some(value),
+            None => self.read_beyond(addr, mem),
         }
-        self.read_beyond(addr, offset, mem)
+    }
+
+    /// Notes that the frames below `addr` were needed.
+    #[inline]
+    pub(super) fn reach(&mut self, addr: u64) {
+        let offset = addr.wrapping_sub(self.base);
+        if offset <= MAX_READ as u64 {
+            self.high = self.high.max(offset as usize);
+        }
     }
 
     #[cold]
-    fn read_beyond(&mut self, addr: u64, offset: u64, mem: &mut impl TargetMemory) -> Option<u64> {
-        if offset < MAX_READ as u64 {
-            self.high = self.high.max(offset as usize + 8);
-        }
-        if let Some(value) = word(
-            &self.chunk,
-            self.chunk_len,
-            addr.wrapping_sub(self.chunk_base),
-        ) {
+    fn read_beyond(&mut self, addr: u64, mem: &mut impl TargetMemory) -> Option<u64> {
+        if let Some(value) = word(&self.chunk, addr.wrapping_sub(self.chunk_base)) {
             return Some(value);
         }
         // The page below may be a guard page; then the page of the address itself is where to start.
         for start in [addr.saturating_sub(CHUNK_LEAD), addr & !(PAGE - 1)] {
             self.chunk_base = start;
-            self.chunk_len = mem.read(start, &mut self.chunk).min(self.chunk.len());
-            if let Some(value) = word(&self.chunk, self.chunk_len, addr - start) {
+            refill(&mut self.chunk, CHUNK, start, mem);
+            if let Some(value) = word(&self.chunk, addr - start) {
                 return Some(value);
             }
         }
-        self.chunk_len = 0;
+        self.chunk.clear();
         None
     }
 }
 
-/// The little-endian word at `offset` of the first `len` bytes.
+/// Makes `buf` what can be read of `len` bytes at `addr`.
+fn refill(buf: &mut Vec<u8>, len: usize, addr: u64, mem: &mut impl TargetMemory) {
+    // What was there before need not be zeroed: it is overwritten or cut off.
+    buf.resize(len, 0);
+    let read = mem.read(addr, buf);
+    buf.truncate(read);
+}
+
+/// The little-endian word at `offset`.
 #[inline]
-fn word(bytes: &[u8], len: usize, offset: u64) -> Option<u64> {
-    let start = usize::try_from(offset).ok()?;
-    let bytes = bytes.get(..len)?.get(start..)?.first_chunk::<8>()?;
-    Some(u64::from_le_bytes(*bytes))
+fn word(bytes: &[u8], offset: u64) -> Option<u64> {
+    let bytes = bytes.get(usize::try_from(offset).ok()?..)?;
+    Some(u64::from_le_bytes(*bytes.first_chunk()?))
 }
 
 #[cfg(test)]
@@ -198,13 +203,13 @@ mod tests {
         let mut mem = flat(0x10000, 0x20000);
         let mut copy = StackCopy::new();
         copy.fill(0x10000, FIRST_READ, &mut mem);
-        copy.read_u64(0x10000 + 20_000, &mut mem);
+        copy.reach(0x10000 + 20_000);
         let wanted = copy.wanted();
-        assert!((20_008..22_000).contains(&wanted), "{wanted}");
+        assert!((20_000..22_000).contains(&wanted), "{wanted}");
         let mut now = wanted;
         for _ in 0..100 {
             copy.fill(0x10000, now, &mut mem);
-            copy.read_u64(0x10000 + 64, &mut mem);
+            copy.reach(0x10000 + 64);
             assert!(copy.wanted() <= now && copy.wanted() > now / 2);
             now = copy.wanted();
         }

@@ -179,7 +179,7 @@ impl Walk {
             return Err(End::Truncated(Cut::NotCode));
         };
         let rule = if code.module.0 == 0 {
-            Rule::Unknown
+            &Rule::Unknown
         } else {
             let svma = lookup.wrapping_sub(code.bias);
             unwinder.rules.at(&unwinder.modules, code.module, svma)
@@ -194,9 +194,9 @@ impl Walk {
         let origin = match rule {
             Rule::Usual(usual) => {
                 out.push(frame);
-                self.cursor.step_usual(&usual, stack, mem)?
+                self.cursor.step_usual(usual, stack, mem)?
             }
-            Rule::General(index) => {
+            &Rule::General(index) => {
                 let general = unwinder.rules.general(index);
                 let general = general.ok_or(End::Truncated(Cut::BadRule))?;
                 match general.entered {
@@ -231,6 +231,7 @@ impl Walk {
                 self.guess(space, stack, mem)?
             }
         };
+        stack.reach(self.cursor.rsp());
         self.check(sp, origin)?;
         self.flags = next_flags;
         Ok(())

@@ -116,11 +116,24 @@ impl UnwindContextStorage<usize> for Rows {
     type Stack = Box<[UnwindTableRow<usize, Rows>; 16]>;
 }
 
+/// Slots of the table in front of the map of rules; a power of two.
+const RECENT: usize = 2048;
+
 /// All rules met so far, by module and address.
 pub(super) struct Rules {
+    /// Rules met lately: one place for each, found without searching.
+    recent: Box<[Recent; RECENT]>,
     known: FxHashMap<(ModuleId, u64), Rule>,
     general: Vec<General>,
     context: UnwindContext<usize, Rows>,
+}
+
+#[derive(Clone, Copy)]
+struct Recent {
+    svma: u64,
+    /// `ModuleId(0)`, which has no rules, in an empty slot.
+    module: ModuleId,
+    rule: Rule,
 }
 
 /// A rule before it is stored.
@@ -131,7 +144,13 @@ enum Compiled {
 
 impl Rules {
     pub fn new() -> Rules {
+        let empty = Recent {
+            svma: 0,
+            module: ModuleId(0),
+            rule: Rule::Unknown,
+        };
         Rules {
+            recent: Box::new([empty; RECENT]),
             known: FxHashMap::default(),
             general: Vec::new(),
             context: UnwindContext::new_in(),
@@ -140,7 +159,18 @@ impl Rules {
 
     /// The rule at `svma` of a module.
     #[inline]
-    pub fn at(&mut self, modules: &Modules, module: ModuleId, svma: u64) -> Rule {
+    pub fn at(&mut self, modules: &Modules, module: ModuleId, svma: u64) -> &Rule {
+        let slot = (svma ^ svma >> 11 ^ u64::from(module.0) << 5) as usize % RECENT;
+        let recent = &self.recent[slot];
+        if (recent.svma, recent.module) != (svma, module) {
+            let rule = self.at_length(modules, module, svma);
+            self.recent[slot] = Recent { svma, module, rule };
+        }
+        &self.recent[slot].rule
+    }
+
+    #[cold]
+    fn at_length(&mut self, modules: &Modules, module: ModuleId, svma: u64) -> Rule {
         match self.known.get(&(module, svma)) {
             Some(rule) => *rule,
             None => self.learn(modules, module, svma),
@@ -151,7 +181,6 @@ impl Rules {
         self.general.get(index as usize)
     }
 
-    #[cold]
     fn learn(&mut self, modules: &Modules, module: ModuleId, svma: u64) -> Rule {
         let context = &mut self.context;
         let compiled = modules

@@ -74,10 +74,11 @@ impl Cursor {
         stack: &mut StackCopy,
         mem: &mut impl TargetMemory,
     ) -> Result<Origin, End> {
-        let base = self
-            .get(rule.cfa_register.into())
-            .ok_or(End::Truncated(Cut::LostRegister))?;
-        let cfa = base.wrapping_add_signed(rule.cfa_offset.into());
+        let register = usize::from(rule.cfa_register & 15);
+        if self.valid >> register & 1 == 0 {
+            return Err(End::Truncated(Cut::LostRegister));
+        }
+        let cfa = self.gpr[register].wrapping_add_signed(rule.cfa_offset.into());
         self.rip = stack
             .read_u64(cfa.wrapping_sub(8), mem)
             .ok_or(End::Truncated(Cut::Unreadable))?;
@@ -88,7 +89,7 @@ impl Cursor {
             }
         }
         self.set(dwarf::RSP, Some(cfa));
-        Ok(if usize::from(rule.cfa_register) == dwarf::RSP {
+        Ok(if register == dwarf::RSP {
             Origin::StackPointer
         } else {
             Origin::Register
