@@ -15,6 +15,9 @@ use crate::varint::{self, Cursor, Malformed, delta, undelta};
 /// Events in one section at most; the writer splits a chunk that has more.
 pub(crate) const MAX_EVENTS: usize = 1 << 18;
 
+/// Groups in one section at most: more than there can be calls, ABIs and flags together.
+const MAX_GROUPS: usize = 1024;
+
 /// Group flag: these calls did not come back, and have no result.
 const UNFINISHED: u8 = 1;
 /// Columns of a group besides its arguments: result, stack, file.
@@ -204,7 +207,7 @@ pub(crate) fn decode_events(raw: &[u8], events: &mut Vec<CallEvent>) -> Result<u
     let mut cursor = Cursor(raw);
     let count = cursor.count(MAX_EVENTS)?;
     let mut groups = read_groups(&mut cursor)?;
-    let mut lanes = read_lanes(&mut cursor, groups.len())?;
+    let mut lanes = read_lanes(&mut cursor, count)?;
     let mut common = || ColumnReader::read(&mut cursor);
     let [
         mut lane_ids,
@@ -246,7 +249,7 @@ pub(crate) fn decode_events(raw: &[u8], events: &mut Vec<CallEvent>) -> Result<u
             return Err(Malformed);
         };
         let mut args = [0; 6];
-        for (arg, value) in args.iter_mut().zip(arguments) {
+        for (arg, value) in args.iter_mut().zip(arguments).take(key.call.args().len()) {
             *arg = *value;
         }
         events.push(CallEvent {
@@ -279,8 +282,7 @@ pub(crate) fn decode_events(raw: &[u8], events: &mut Vec<CallEvent>) -> Result<u
 }
 
 fn read_groups<'a>(cursor: &mut Cursor<'a>) -> Result<Vec<GroupIn<'a>>, Malformed> {
-    // Each takes five bytes, so that what is left bounds their number.
-    let count = cursor.count(cursor.0.len() / 5)?;
+    let count = cursor.count(MAX_GROUPS)?;
     let mut groups = Vec::with_capacity(count);
     for _ in 0..count {
         let (call, abi) = (Call::from_u8(cursor.u8()?), Abi::from_u8(cursor.u8()?));
@@ -306,11 +308,12 @@ fn read_groups<'a>(cursor: &mut Cursor<'a>) -> Result<Vec<GroupIn<'a>>, Malforme
     Ok(groups)
 }
 
-fn read_lanes(cursor: &mut Cursor<'_>, groups: usize) -> Result<Vec<LaneIn>, Malformed> {
-    let count = cursor.count(cursor.0.len() / 3)?;
-    let mut lanes = Vec::with_capacity(count.min(MAX_EVENTS));
+/// Each lane has an event, so that there are at most as many.
+fn read_lanes(cursor: &mut Cursor<'_>, events: usize) -> Result<Vec<LaneIn>, Malformed> {
+    let count = cursor.count(events)?;
+    let mut lanes = Vec::with_capacity(count);
     for _ in 0..count {
-        let group = cursor.count(groups)?;
+        let group = cursor.count(MAX_GROUPS)?;
         lanes.push(LaneIn {
             group,
             thread: ThreadIx(cursor.varint_u32()?),
@@ -319,4 +322,93 @@ fn read_lanes(cursor: &mut Cursor<'_>, groups: usize) -> Result<Vec<LaneIn>, Mal
         });
     }
     Ok(lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn event(stamp: u64) -> CallEvent {
+        CallEvent {
+            thread: ThreadIx(1),
+            space: SpaceId(2),
+            call: Call::Munmap,
+            abi: Abi::X86_64,
+            args: [0x1000, 4096, 0, 0, 0, 0],
+            outcome: Outcome::Returned(0),
+            entry: Stamp(stamp),
+            exit: Stamp(stamp + 1),
+            entry_ns: Nanos(stamp * 100),
+            exit_ns: Nanos(stamp * 100 + 50),
+            stack: StackId(3),
+            file: FileId(4),
+        }
+    }
+
+    /// Two groups, two lanes: the section begins with the count and the table of groups.
+    fn section() -> (Vec<CallEvent>, Vec<u8>) {
+        let mut events = vec![event(1), event(3), event(5)];
+        events[1].call = Call::Brk;
+        events[1].args[1] = 0;
+        let mut raw = Vec::new();
+        EventEncoder::default().encode(&events, &mut raw);
+        assert_eq!(raw[..3], [3, 2, Call::Munmap as u8]);
+        (events, raw)
+    }
+
+    #[test]
+    fn calls_abis_and_flags_of_a_newer_version_are_passed_over() {
+        // The second byte of a group is its ABI, the third its flags.
+        for (place, value) in [(2, 200), (3, 7), (4, 0x80)] {
+            let (events, mut raw) = section();
+            raw[place] = value;
+            let mut back = Vec::new();
+            assert_eq!(decode_events(&raw, &mut back), Ok(2));
+            assert_eq!(back, [events[1]]);
+        }
+    }
+
+    #[test]
+    fn columns_left_over_or_missing_are_malformed() {
+        let (_, raw) = section();
+        assert!(decode_events(&raw[..raw.len() - 1], &mut Vec::new()).is_err());
+        let mut more = raw.clone();
+        more[0] = 4;
+        assert!(decode_events(&more, &mut Vec::new()).is_err());
+        let mut fewer = raw;
+        fewer[0] = 2;
+        assert!(decode_events(&fewer, &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn the_encoder_starts_each_section_anew() {
+        let (events, raw) = section();
+        let mut encoder = EventEncoder::default();
+        let mut other = event(9);
+        other.call = Call::Mremap;
+        encoder.encode(&[other, event(11)], &mut Vec::new());
+        let mut again = Vec::new();
+        encoder.encode(&events, &mut again);
+        assert_eq!(again, raw);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_do_not(raw in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut events = Vec::new();
+            let _ = decode_events(&raw, &mut events);
+            prop_assert!(events.len() <= MAX_EVENTS);
+        }
+
+        #[test]
+        fn a_damaged_section_decodes_or_does_not(place: prop::sample::Index, value: u8) {
+            let (_, mut raw) = section();
+            let place = place.index(raw.len());
+            raw[place] = value;
+            let mut events = Vec::new();
+            let _ = decode_events(&raw, &mut events);
+            prop_assert!(events.len() <= MAX_EVENTS);
+        }
+    }
 }

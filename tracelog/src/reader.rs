@@ -3,6 +3,7 @@
 //! It does not judge what the records say. Nothing in a log can make it panic, or use memory out of
 //! proportion to the log's size.
 
+use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
 
 use serde::Serialize;
@@ -132,6 +133,16 @@ pub struct LogReader<R> {
     sections: SectionReader,
 }
 
+impl<R> fmt::Debug for LogReader<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogReader")
+            .field("bytes", &self.len)
+            .field("chunks", &self.chunks.len())
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<R: Read + Seek> LogReader<R> {
     /// Opens a log, reads its header, and finds its blocks: by the index where there is a good one,
     /// else by walking over the block headers.
@@ -249,7 +260,7 @@ impl<R: Read + Seek> LogReader<R> {
     pub fn names(&mut self) -> io::Result<Vec<Name>> {
         let mut names = Vec::new();
         // Real names compress to a tenth; a log that claims much more is not to be believed.
-        let mut budget = self.len.saturating_mul(64).saturating_add(64 << 20);
+        let mut budget = self.len.saturating_mul(64).saturating_add(4 << 20);
         for at in 0..self.scan.blocks.len() {
             let Some(&block) = self.scan.blocks.get(at) else {
                 continue;

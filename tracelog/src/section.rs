@@ -19,6 +19,12 @@ pub(crate) mod id {
 
 /// A section's length before compression, at most: what a reader must be ready to allocate.
 pub(crate) const MAX_RAW: usize = 64 << 20;
+/// A compressed section of more than [`FREE_RAW`] bytes is at most so many times as long as what is
+/// stored of it, so that a small log cannot ask for much memory. Sections that would compress better
+/// are stored as they are; real ones do not come near.
+const MAX_RATIO: usize = 128;
+/// Sections up to this raw length may be compressed to anything, bytes.
+const FREE_RAW: usize = 1 << 20;
 /// Length of an entry of the section table, bytes.
 pub(crate) const ENTRY_LEN: usize = 10;
 /// Sections in a block at most.
@@ -62,7 +68,8 @@ impl BlockBuilder {
         self.scratch
             .reserve(zstd::zstd_safe::compress_bound(raw.len()));
         self.zstd.compress_to_buffer(raw, &mut self.scratch)?;
-        let (encoding, bytes) = if self.scratch.len() < raw.len() {
+        let worth_it = self.scratch.len() < raw.len();
+        let (encoding, bytes) = if worth_it && believable(self.scratch.len(), raw.len()) {
             (ZSTD, &self.scratch[..])
         } else {
             (STORED, raw)
@@ -99,6 +106,10 @@ impl BlockBuilder {
         self.block[..HEADER_LEN].copy_from_slice(&header.encode());
         Ok(&self.block)
     }
+}
+
+fn believable(stored: usize, raw: usize) -> bool {
+    raw <= FREE_RAW || raw <= stored.saturating_mul(MAX_RATIO)
 }
 
 fn too_large() -> io::Error {
@@ -161,7 +172,7 @@ impl SectionReader {
         for info in read_table(&mut cursor)? {
             let stored = cursor.take(info.stored)?;
             match info.encoding {
-                STORED if info.stored == info.raw => each(info.id, stored)?,
+                STORED if info.stored == info.raw && info.raw <= MAX_RAW => each(info.id, stored)?,
                 ZSTD => {
                     self.inflate(stored, info.raw)?;
                     each(info.id, &self.raw)?;
@@ -177,7 +188,7 @@ impl SectionReader {
     }
 
     fn inflate(&mut self, stored: &[u8], raw: usize) -> Result<(), Malformed> {
-        if raw > MAX_RAW {
+        if raw > MAX_RAW || !believable(stored.len(), raw) {
             return Err(Malformed);
         }
         self.raw.clear();
@@ -187,5 +198,76 @@ impl SectionReader {
             Ok(n) if n == raw => Ok(()),
             _ => Err(Malformed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(raw: &[u8]) -> Vec<u8> {
+        let mut builder = BlockBuilder::new().unwrap();
+        builder.start(1);
+        builder.add(9, raw).unwrap();
+        builder
+            .finish(&mut BlockHeader::default())
+            .unwrap()
+            .to_vec()
+    }
+
+    fn read(payload: &[u8]) -> Result<Vec<u8>, Malformed> {
+        let mut out = Vec::new();
+        SectionReader::new().unwrap().read(payload, |id, raw| {
+            assert_eq!(id, 9);
+            out = raw.to_vec();
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    #[test]
+    fn sections_are_stored_as_is_unless_compression_helps() {
+        let short = block(b"abc");
+        assert_eq!(short[HEADER_LEN..], *b"\x01\x09\x00\x03\0\0\0\x03\0\0\0abc");
+        assert_eq!(read(&short[HEADER_LEN..]), Ok(b"abc".to_vec()));
+        let text = b"maps and unmaps ".repeat(100);
+        let long = block(&text);
+        assert!(long.len() < text.len() / 2);
+        assert_eq!(read(&long[HEADER_LEN..]), Ok(text));
+    }
+
+    #[test]
+    fn what_claims_too_much_memory_is_neither_written_nor_believed() {
+        let zeros = vec![0; FREE_RAW + 1];
+        let whole = block(&zeros);
+        assert!(whole.len() > zeros.len(), "stored as it is");
+        assert_eq!(
+            read(&whole[HEADER_LEN..]).map(|raw| raw.len()),
+            Ok(zeros.len())
+        );
+        assert!(
+            BlockBuilder::new()
+                .unwrap()
+                .add(9, &vec![0; MAX_RAW + 1])
+                .is_err()
+        );
+
+        let mut payload = block(&vec![0; FREE_RAW])[HEADER_LEN..].to_vec();
+        assert!(payload.len() < 1000);
+        assert_eq!(read(&payload).map(|raw| raw.len()), Ok(FREE_RAW));
+        for claim in [FREE_RAW - 1, FREE_RAW + 1, MAX_RAW, u32::MAX as usize] {
+            payload[7..11].copy_from_slice(&(claim as u32).to_le_bytes());
+            assert_eq!(read(&payload), Err(Malformed), "{claim} bytes");
+        }
+    }
+
+    #[test]
+    fn bytes_before_or_after_the_sections_are_malformed() {
+        let mut payload = block(b"abc")[HEADER_LEN..].to_vec();
+        payload.push(0);
+        assert_eq!(read(&payload), Err(Malformed));
+        payload.truncate(payload.len() - 2);
+        assert_eq!(read(&payload), Err(Malformed));
+        assert_eq!(read(&[]), Err(Malformed));
     }
 }

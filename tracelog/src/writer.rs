@@ -3,6 +3,7 @@
 //! It only needs [`Write`], so a log can go down a pipe. When a chunk is written (once a second,
 //! say) is the caller's decision.
 
+use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use crate::block::{BlockHeader, FIRST_BLOCK, HEADER_LEN, MAGIC, MAJOR, MINOR, Placed, kind};
@@ -22,8 +23,8 @@ const NAMES_PER_BLOCK: usize = 4 << 20;
 /// Writes a log.
 ///
 /// Each method that writes hands the output one `write_all` per block, so that a recorder that is
-/// killed leaves at most one incomplete block, at the end. After a failed write the log is good up
-/// to the block before, and the writer refuses to go on.
+/// killed leaves at most one incomplete block, at the end. After any error the log is good up to the
+/// block before, and the writer refuses to go on: stack ids and offsets would no longer be right.
 pub struct LogWriter<W> {
     out: W,
     /// Bytes of the log so far.
@@ -36,6 +37,15 @@ pub struct LogWriter<W> {
     builder: BlockBuilder,
     chunks: ChunkEncoder,
     raw: Vec<u8>,
+}
+
+impl<W> fmt::Debug for LogWriter<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogWriter")
+            .field("bytes", &self.written)
+            .field("blocks", &self.blocks.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl<W: Write> LogWriter<W> {
@@ -91,39 +101,38 @@ impl<W: Write> LogWriter<W> {
     /// Those of the output; `InvalidInput` for a single record of more than 64 MiB, for more than
     /// 2^32 stack nodes, and for a log that was opened with [`LogWriter::append`].
     pub fn write_chunk(&mut self, chunk: &Chunk) -> io::Result<()> {
-        self.write_part(Part::whole(chunk))
+        self.check()?;
+        let Some(first_node) = self.next_node else {
+            return Err(invalid("a log that was finished takes no more chunks"));
+        };
+        let result = self.write_part(Part::whole(chunk), first_node);
+        self.failed = result.is_err();
+        self.next_node = Some(result?);
+        Ok(())
     }
 
-    fn write_part(&mut self, mut part: Part<'_>) -> io::Result<()> {
-        self.check()?;
+    /// Writes a part as one block or more. Takes the id of its first node, and returns the next one.
+    fn write_part(&mut self, mut part: Part<'_>, mut first_node: u32) -> io::Result<u32> {
         loop {
             let fits = self.chunks.prepare(&part)?;
             let Some((first, rest)) = part.split(!fits) else {
-                return self.write_block(&part);
+                return self.write_prepared(&part, first_node);
             };
-            self.write_part(first)?;
+            first_node = self.write_part(first, first_node)?;
             part = rest;
         }
     }
 
-    /// Writes the part that was prepared last.
-    fn write_block(&mut self, part: &Part<'_>) -> io::Result<()> {
-        let invalid = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
-        let first = self
-            .next_node
-            .ok_or_else(|| invalid("a log that was finished takes no more chunks"))?;
-        let next = u32::try_from(part.nodes.len())
+    fn write_prepared(&mut self, part: &Part<'_>, first_node: u32) -> io::Result<u32> {
+        let next_node = u32::try_from(part.nodes.len())
             .ok()
-            .and_then(|n| first.checked_add(n))
+            .and_then(|n| first_node.checked_add(n))
             .ok_or_else(|| invalid("too many stack nodes for one log"))?;
         let (header, block) =
-            (self.chunks).encode(part, first, self.sequence, &mut self.builder)?;
-        self.failed = true;
+            (self.chunks).encode(part, first_node, self.sequence, &mut self.builder)?;
         self.out.write_all(block)?;
-        self.failed = false;
-        self.next_node = Some(next);
         self.note(header);
-        Ok(())
+        Ok(next_node)
     }
 
     /// Writes names of places in modules.
@@ -240,6 +249,10 @@ impl<W: Write> LogWriter<W> {
         self.sequence = self.sequence.wrapping_add(1);
         self.blocks.push(block);
     }
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 
 impl<F: Read + Write + Seek> LogWriter<F> {

@@ -1,0 +1,7 @@
+//! Tests of the log as a whole: through the public writer and reader, and on the bytes between.
+
+mod damage;
+mod format;
+mod generate;
+mod round_trip;
+mod versions;
