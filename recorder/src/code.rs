@@ -71,30 +71,24 @@ impl CodeLog {
         map.insert(vma.range, module, bias);
     }
 
-    /// Records that define modules which the log does not know yet.
-    pub fn take_new(&mut self, modules: &Modules) -> Vec<Body> {
-        let from = std::mem::replace(&mut self.reported, modules.len());
-        (from + 1..=modules.len())
-            .map(|n| {
-                let id = ModuleId(n as u32);
-                Body::Module(
-                    id,
-                    ModuleInfo {
-                        kind: modules.kind(id).unwrap_or(ModuleKind::File),
-                        file: self.files.get(n - 1).copied().unwrap_or_default(),
-                        build_id: modules.build_id(id).to_vec(),
-                    },
-                )
-            })
-            .collect()
+    /// The next module that was not yet reported here.
+    pub fn next_new(&mut self, modules: &Modules) -> Option<(ModuleId, ModuleInfo)> {
+        if self.reported >= modules.len() {
+            return None;
+        }
+        let file = self.files.get(self.reported).copied().unwrap_or_default();
+        self.reported += 1;
+        let id = ModuleId(u32::try_from(self.reported).unwrap_or(u32::MAX));
+        let info = ModuleInfo {
+            kind: modules.kind(id).unwrap_or(ModuleKind::File),
+            file,
+            build_id: modules.build_id(id).to_vec(),
+        };
+        Some((id, info))
     }
 
-    /// Records that tell where modules lie in a space, for those that the log was not told of.
-    pub fn take_new_bases(
-        &mut self,
-        space: SpaceId,
-        map: &AddressMap,
-    ) -> Vec<Body> {
+    /// Where modules lie in a space, for those that were not reported here.
+    pub fn new_bases(&mut self, space: SpaceId, map: &AddressMap) -> Vec<Body> {
         map.iter()
             .filter(|code| code.module.0 != 0 && self.bases.insert((space.0, code.module.0)))
             .map(|code| Body::ModuleBase {

@@ -39,12 +39,11 @@ impl FileTable {
         self.infos.get((id.0 as usize).checked_sub(1)?)
     }
 
-    /// Those that were interned since the last call, with their ids.
-    pub fn take_new(&mut self) -> impl Iterator<Item = (FileId, FileInfo)> + '_ {
-        let from = std::mem::replace(&mut self.reported, self.infos.len());
-        (from..)
-            .zip(self.infos.iter().skip(from))
-            .map(|(i, info)| (FileId(i as u32 + 1), info.clone()))
+    /// The next one that was interned and not yet reported here.
+    pub fn next_new(&mut self) -> Option<(FileId, FileInfo)> {
+        let info = self.infos.get(self.reported)?.clone();
+        self.reported += 1;
+        Some((FileId(u32::try_from(self.reported).unwrap_or(u32::MAX)), info))
     }
 }
 

@@ -8,6 +8,8 @@
 //! `ptrace` (only attempts to become a tracer do). `clone3` hides its flags in memory, so it stops
 //! always.
 
+use std::sync::OnceLock;
+
 use libc::{
     BPF_ABS, BPF_JA, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
     SECCOMP_RET_TRACE, sock_filter,
@@ -85,6 +87,28 @@ fn when(call: Call) -> When {
         Call::ArchPrctl => When::FirstArgIs(&[0x2001, 0x2002, 0x2003, 0x5001, 0x5002]),
         _ => When::Always,
     }
+}
+
+/// Whether a stop made by the filter at this number can only be an x86-64 call: the filter stops at
+/// it on that ABI and on no other.
+#[must_use]
+pub fn is_surely_x86_64(number: u64) -> bool {
+    static SURE: OnceLock<[bool; 512]> = OnceLock::new();
+    let sure = SURE.get_or_init(|| {
+        let mut sure = [false; 512];
+        for (number, sure) in (0..).zip(&mut sure) {
+            *sure = stops_at(Abi::X86_64, number) && !stops_at(Abi::I386, number);
+        }
+        sure
+    });
+    let number = usize::try_from(number).unwrap_or(usize::MAX);
+    sure.get(number).copied().unwrap_or(false)
+}
+
+fn stops_at(abi: Abi, number: u64) -> bool {
+    Call::from_number(abi, number).is_some()
+        || Watched::from_number(abi, number).is_some()
+        || (abi == Abi::I386 && number == u64::from(I386_IPC))
 }
 
 /// The program. Some 200 instructions; the kernel allows 4096.
@@ -245,6 +269,14 @@ mod tests {
         assert!(x64(101, 0) && !x64(101, 7), "PTRACE_TRACEME, not PTRACE_CONT");
         let i386 = |number, arg0| run(&p, AUDIT_ARCH_I386, number, arg0) == SECCOMP_RET_TRACE;
         assert!(i386(117, 21) && i386(117, 22) && !i386(117, 1));
+    }
+
+    #[test]
+    fn numbers_that_two_abis_share_are_not_sure() {
+        assert!(is_surely_x86_64(9) && is_surely_x86_64(11), "mmap and munmap");
+        assert!(!is_surely_x86_64(151), "munlockall, and i386 munlock");
+        assert!(!is_surely_x86_64(90), "i386 mmap");
+        assert!(!is_surely_x86_64(u64::from(X32_BIT as u32) | 9));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::decode::{self, Wanted};
 use super::state::{EVERYWHERE, MemoryCall, Pending};
 use super::{MemoryOf, Tracer};
 use crate::code::Source;
-use crate::mechanism::filter::{CLONE_UNTRACED, Watched};
+use crate::mechanism::filter::{self, CLONE_UNTRACED, Watched};
 use crate::sys::memory;
 use crate::sys::ptrace::{Position, Resume, StopError, Stopped};
 use crate::unwind::Regs;
@@ -25,26 +25,41 @@ const PROT_EXEC: u64 = 4;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
 impl Tracer {
+    /// The filter stopped a thread, before its call. If the number alone tells the ABI (no other
+    /// ABI's filter stops at it), its registers say all; else the kernel is asked.
+    pub(super) fn at_filter(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        let regs = stopped.regs()?;
+        if !filter::is_surely_x86_64(regs.orig_rax) {
+            return self.at_call(stopped);
+        }
+        let entry = Entry {
+            abi: Abi::X86_64,
+            number: regs.orig_rax,
+            args: [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9],
+            regs: Some(regs),
+        };
+        self.entry(stopped, &entry)
+    }
+
     /// A thread stands at the entry or the exit of a system call.
     pub(super) fn at_call(&mut self, stopped: Stopped) -> Result<(), StopError> {
         let info = stopped.syscall_info()?;
-        let Some(abi) = info.abi else {
-            return self.resume(stopped);
-        };
-        match info.position {
-            Position::Entry { number, args } => self.entry(stopped, abi, number, args),
-            Position::Exit(value) => self.exit(stopped, value),
-            Position::None => self.resume(stopped),
+        match (info.abi, info.position) {
+            (Some(abi), Position::Entry { number, args }) => {
+                let entry = Entry {
+                    abi,
+                    number,
+                    args,
+                    regs: None,
+                };
+                self.entry(stopped, &entry)
+            }
+            (Some(_), Position::Exit(value)) => self.exit(stopped, value),
+            _ => self.resume(stopped),
         }
     }
 
-    fn entry(
-        &mut self,
-        stopped: Stopped,
-        abi: Abi,
-        number: u64,
-        args: [u64; 6],
-    ) -> Result<(), StopError> {
+    fn entry(&mut self, stopped: Stopped, entry: &Entry) -> Result<(), StopError> {
         let tid = stopped.tid();
         let Some(thread) = self.threads.get_mut(&tid) else {
             return self.resume(stopped);
@@ -53,10 +68,10 @@ impl Tracer {
         if let Some(Pending::Memory(call)) = thread.pending.take() {
             self.unfinished(tid, call);
         }
-        match decode::decode(tid, abi, number, args) {
-            Some(wanted) => self.memory_entry(stopped, abi, wanted),
-            None => match Watched::from_number(abi, number) {
-                Some(watched) => self.watched_entry(stopped, abi, watched, args[0]),
+        match decode::decode(tid, entry.abi, entry.number, entry.args) {
+            Some(wanted) => self.memory_entry(stopped, entry, wanted),
+            None => match Watched::from_number(entry.abi, entry.number) {
+                Some(watched) => self.watched_entry(stopped, entry.abi, watched, entry.args[0]),
                 None => self.resume(stopped),
             },
         }
@@ -65,7 +80,7 @@ impl Tracer {
     fn memory_entry(
         &mut self,
         stopped: Stopped,
-        abi: Abi,
+        entry: &Entry,
         wanted: Wanted,
     ) -> Result<(), StopError> {
         let tid = stopped.tid();
@@ -76,13 +91,17 @@ impl Tracer {
         let Some(stopped) = self.hold_if_closing(stopped, space) else {
             return Ok(());
         };
-        let stack = self.unwind(&stopped, space)?;
+        let regs = match entry.regs {
+            Some(regs) => regs,
+            None => stopped.regs()?,
+        };
+        let stack = self.unwind(tid, &regs, space);
         if let Some(space) = self.spaces.get_mut(&space) {
             space.in_flight += 1;
         }
         let call = MemoryCall {
             call: wanted.call,
-            abi,
+            abi: entry.abi,
             args: wanted.args,
             result_at: wanted.result_at,
             entry: self.stamp(),
@@ -116,8 +135,6 @@ impl Tracer {
             return;
         };
         let outcome = Outcome::Returned(stored_result(tid, &call, value));
-        let exit = self.stamp();
-        let exit_ns = self.now();
         let mut event = CallEvent {
             thread: ix,
             space,
@@ -126,9 +143,9 @@ impl Tracer {
             args: call.args,
             outcome,
             entry: call.entry,
-            exit,
+            exit: Stamp(0),
             entry_ns: call.entry_ns,
-            exit_ns,
+            exit_ns: self.now(),
             stack: call.stack,
             file: FileId::ANON,
         };
@@ -136,6 +153,10 @@ impl Tracer {
             Some(result) => self.succeeded(tid, &mut event, result),
             None => partial_failure(&event),
         };
+        // What the event speaks of is defined before it.
+        self.define_new();
+        event.exit = self.stamp();
+        let exit = event.exit;
         self.push_event(event);
         if let Some(s) = self.spaces.get_mut(&space) {
             s.in_flight = s.in_flight.saturating_sub(1);
@@ -319,6 +340,7 @@ impl Tracer {
         if cause != LookCause::Acquired {
             self.stats.settled += 1;
         }
+        self.define_new();
         self.record(Body::Look(Look {
             space,
             cause,
@@ -363,24 +385,22 @@ impl Tracer {
         }
     }
 
-    fn unwind(&mut self, stopped: &Stopped, space: SpaceId) -> Result<StackId, StopError> {
-        let tid = stopped.tid();
-        let regs = stopped.regs()?;
+    fn unwind(&mut self, tid: Tid, regs: &libc::user_regs_struct, space: SpaceId) -> StackId {
         let (Some(space), Some(thread)) = (self.spaces.get(&space), self.threads.get_mut(&tid))
         else {
-            return Ok(StackId::NONE);
+            return StackId::NONE;
         };
         let mut target = MemoryOf(tid);
         self.stack.fill(regs.rsp, thread.stack_wanted, &mut target);
         let end = self.unwinder.unwind(
             &space.code,
-            &dwarf_order(&regs),
+            &dwarf_order(regs),
             &mut self.stack,
             &mut target,
             &mut self.frames,
         );
         thread.stack_wanted = self.stack.wanted();
-        Ok(self.stacks.intern(&self.frames, end.is_truncated()))
+        self.stacks.intern(&self.frames, end.is_truncated())
     }
 
     fn watched_entry(
@@ -422,6 +442,15 @@ impl Tracer {
              and was refused: a process has one tracer, and here that is maptrail"
         ));
     }
+}
+
+/// What a thread is about to ask of the kernel.
+struct Entry {
+    abi: Abi,
+    number: u64,
+    args: [u64; 6],
+    /// Its registers, where they were needed to know the rest.
+    regs: Option<libc::user_regs_struct>,
 }
 
 /// Up to two ranges that must be looked at.

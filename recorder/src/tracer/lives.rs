@@ -215,8 +215,8 @@ impl Tracer {
         if how != SpaceEnd::Exec {
             self.last_look(tid, id, CheckpointReason::SpaceEnd, Vec::new(), 0);
         }
+        self.define_bases(id);
         self.record(Body::SpaceEnd { space: id, how });
-        self.report_definitions();
         self.spaces.remove(&id);
         self.space_gone(id);
     }

@@ -192,7 +192,8 @@ impl Tracer {
             return self.unknown(stopped, stop);
         }
         match stop {
-            Stop::Seccomp | Stop::Syscall => self.at_call(stopped),
+            Stop::Seccomp => self.at_filter(stopped),
+            Stop::Syscall => self.at_call(stopped),
             Stop::Child => self.child(stopped),
             Stop::Exec => self.exec(stopped),
             Stop::Exit => self.exiting(stopped),
@@ -262,7 +263,10 @@ impl Tracer {
 
     /// Hands the chunk on to be written; a log that cannot be written any more ends the window.
     fn flush(&mut self) {
-        self.report_definitions();
+        let spaces: Vec<SpaceId> = self.spaces.keys().copied().collect();
+        for space in spaces {
+            self.define_bases(space);
+        }
         let low_water = self.low_water();
         let Some(journal) = &mut self.journal else {
             return;
@@ -272,22 +276,24 @@ impl Tracer {
         }
     }
 
-    /// Defines files and modules in the chunk that first speaks of them.
-    fn report_definitions(&mut self) {
-        if self.journal.is_none() {
+    /// Defines the files and modules that the log has not been told of, before it is told what
+    /// refers to them.
+    fn define_new(&mut self) {
+        while let Some((id, info)) = self.files.next_new() {
+            self.record(Body::File(id, info));
+        }
+        while let Some((id, info)) = self.code.next_new(&self.unwinder.modules) {
+            self.record(Body::Module(id, info));
+        }
+    }
+
+    /// Tells where modules lie in a space.
+    fn define_bases(&mut self, id: SpaceId) {
+        self.define_new();
+        let Some(space) = self.spaces.get(&id) else {
             return;
-        }
-        let files: Vec<Body> = self
-            .files
-            .take_new()
-            .map(|(id, info)| Body::File(id, info))
-            .collect();
-        let modules = self.code.take_new(&self.unwinder.modules);
-        let mut bodies: Vec<Body> = files.into_iter().chain(modules).collect();
-        for (id, space) in &self.spaces {
-            bodies.extend(self.code.take_new_bases(*id, &space.code));
-        }
-        for body in bodies {
+        };
+        for body in self.code.new_bases(id, &space.code) {
             self.record(body);
         }
     }

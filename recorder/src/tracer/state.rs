@@ -34,6 +34,7 @@ impl Thread {
     pub fn new(ix: ThreadIx, pid: Pid, space: Option<SpaceId>) -> Thread {
         Thread {
             ix,
+            pid,
             space,
             pending: None,
             exiting: false,

@@ -136,6 +136,7 @@ impl Tracer {
             }
         }
         self.stats.checkpoints += 1;
+        self.define_new();
         self.record(Body::Checkpoint(Checkpoint {
             space: id,
             reason,
@@ -143,7 +144,6 @@ impl Tracer {
             in_flight,
             held_ns,
         }));
-        self.report_definitions();
     }
 
     /// The last checkpoint of a space, and where its pages are.
@@ -277,10 +277,10 @@ impl Tracer {
             if let Some(tid) = self.a_thread_of(id) {
                 self.last_look(tid, id, CheckpointReason::WindowEnd, in_flight, held_ns);
             }
+            self.define_bases(id);
             let how = SpaceEnd::Window;
             self.record(Body::SpaceEnd { space: id, how });
         }
-        self.report_definitions();
         self.complete(why);
         self.spaces.clear();
         for thread in self.threads.values_mut() {

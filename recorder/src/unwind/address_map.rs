@@ -165,6 +165,10 @@ impl Pieces {
             return;
         }
         let touched = self.touched(range);
+        // Most calls do not concern code.
+        if touched.is_empty() {
+            return;
+        }
         let pieces = self.0.get(touched.clone()).unwrap_or_default();
         let below = pieces.first().and_then(|p| {
             let end = p.range.end.min(range.start);

@@ -180,6 +180,8 @@ impl Cursor {
         let return_address = stack.read_u64(rbp.wrapping_add(8), mem);
         match (saved, return_address) {
             (Some(saved), Some(return_address)) if is_code(return_address.wrapping_sub(1)) => {
+                // What the function did to the other registers is not known.
+                self.valid = 0;
                 self.set(dwarf::RBP, Some(saved));
                 self.set(dwarf::RSP, Some(rbp.wrapping_add(16)));
                 self.rip = return_address;
