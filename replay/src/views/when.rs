@@ -32,7 +32,7 @@ impl fmt::Display for OutsideWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "the log covers {} from {:.3}: choose a time from 0s to {:.3}s",
+            "the time is outside the window, which is {} long from {:.3}: choose one from 0s to {:.3}s",
             seconds(self.length),
             self.start,
             self.length.as_secs_f64()

@@ -24,22 +24,35 @@ const RESULT_COLUMN: usize = 40;
 /// Those of the writer; a `String` has none.
 pub fn write_line(out: &mut String, tid: Tid, event: &CallEvent) -> fmt::Result {
     let start = out.len();
-    write!(out, "{:<5} {}(", tid.0, name(event.call))?;
-    write_args(out, event)?;
-    if event.outcome == Outcome::Unfinished {
-        out.write_str(" <unfinished ...>")?;
-    }
-    out.write_str(") ")?;
+    write!(out, "{:<5} ", tid.0)?;
+    write_call(out, event)?;
     let column = out.len() - start;
     write!(out, "{:pad$}= ", "", pad = RESULT_COLUMN.saturating_sub(column))?;
     write_result(out, event)
 }
 
-/// The arguments alone, as strace prints them between the parentheses.
-///
-/// # Errors
-/// Those of the writer; a `String` has none.
-pub fn write_args(out: &mut String, event: &CallEvent) -> fmt::Result {
+/// The call without thread and padding: `munmap(0x7f0000000000, 4096) = 0`.
+#[must_use]
+pub fn call_text(event: &CallEvent) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_call(&mut out, event)
+        .and_then(|()| out.write_str("= "))
+        .and_then(|()| write_result(&mut out, event));
+    out
+}
+
+/// `munmap(0x7f0000000000, 4096) `, up to the result.
+fn write_call(out: &mut String, event: &CallEvent) -> fmt::Result {
+    write!(out, "{}(", name(event.call))?;
+    write_args(out, event)?;
+    if event.outcome == Outcome::Unfinished {
+        out.write_str(" <unfinished ...>")?;
+    }
+    out.write_str(") ")
+}
+
+fn write_args(out: &mut String, event: &CallEvent) -> fmt::Result {
     match event.call {
         Call::Prctl => write_prctl(out, &event.args),
         call => {

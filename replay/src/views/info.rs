@@ -1,0 +1,228 @@
+//! `info`: what a log is about, how complete it is, and what the recording cost the target.
+//!
+//! The JSON is [`Info`]: `writer`, `host`, `kernel`, `command[]`, `start` (RFC 3339), `events`,
+//! `lost`, `settled`, `complete` (false for a cut or damaged log), `end`, `mechanism`, `window_s`,
+//! `threads`, `spaces`, `checkpoints`, `stops`, `stopped_ns` (time that threads spent stopped, summed
+//! over threads), `held_ns` (for checkpoints), `uncovered[]`, `notes[]`, `health`, and `log_bytes`
+//! with `events`, `stacks`, `modules`, `symbols`, `other`, `total`.
+
+use std::io::{self, Read, Seek, Write};
+
+use jiff::Timestamp;
+use maptrail_tracelog::reader::{Health, LogBytes, LogReader};
+use maptrail_tracelog::record::{Body, Summary, WindowEnd};
+use maptrail_tracelog::types::Nanos;
+use maptrail_tracelog::writer::Chunk;
+use serde::Serialize;
+
+use super::text::{Screen, Table, Tone, count, escaped, percent, seconds, size};
+
+/// What a log says about itself.
+#[derive(Clone, Debug, Serialize)]
+pub struct Info {
+    /// Version of the program that wrote it.
+    pub writer: String,
+    /// Host name.
+    pub host: String,
+    /// Kernel release and version.
+    pub kernel: String,
+    /// What was recorded.
+    pub command: Vec<String>,
+    /// When the window opened.
+    pub start: Timestamp,
+    /// Events in the log.
+    pub events: u64,
+    /// Events seen and not recorded.
+    pub lost: u64,
+    /// Calls whose order the recorder settled by looking at the kernel.
+    pub settled: u64,
+    /// Nothing is cut off or damaged.
+    pub complete: bool,
+    /// Why the window closed; `None` if the log does not say, because it is cut.
+    pub end: Option<String>,
+    /// How stops were made.
+    pub mechanism: &'static str,
+    /// Length of the window, seconds.
+    pub window_s: f64,
+    /// Threads followed.
+    pub threads: u64,
+    /// Address spaces.
+    pub spaces: u64,
+    /// Lists of the kernel's that the model can be compared with.
+    pub checkpoints: u64,
+    /// Ptrace stops; 0 if the log is cut.
+    pub stops: u64,
+    /// Time that threads spent in them, nanoseconds, summed over threads.
+    pub stopped_ns: u64,
+    /// Time that threads were held for checkpoints, nanoseconds.
+    pub held_ns: u64,
+    /// What the mechanism could not see, in words.
+    pub uncovered: Vec<String>,
+    /// What else the recorder thought worth saying.
+    pub notes: Vec<String>,
+    /// What is wrong with the log.
+    pub health: Health,
+    /// Where its bytes went.
+    pub log_bytes: LogBytes,
+}
+
+/// Reads a whole log for what it says about itself.
+///
+/// # Errors
+/// Those of the input.
+pub fn gather<R: Read + Seek>(reader: &mut LogReader<R>) -> io::Result<Info> {
+    let header = reader.header().clone();
+    let window = reader.span().map_or(Nanos(0), |(_, last)| last);
+    let mut info = Info {
+        writer: header.writer,
+        host: header.host,
+        kernel: header.kernel,
+        command: header.command,
+        start: Timestamp::from_nanosecond(i128::from(header.wall_start_ns)).unwrap_or_default(),
+        events: 0,
+        lost: 0,
+        settled: 0,
+        complete: false,
+        end: None,
+        mechanism: header.mechanism.name(),
+        window_s: window.as_secs_f64(),
+        threads: 0,
+        spaces: 0,
+        checkpoints: 0,
+        stops: 0,
+        stopped_ns: 0,
+        held_ns: 0,
+        uncovered: Vec::new(),
+        notes: Vec::new(),
+        health: Health::default(),
+        log_bytes: LogBytes::default(),
+    };
+    reader.rewind();
+    let mut chunk = Chunk::default();
+    while reader.next_chunk(&mut chunk)? {
+        info.events += chunk.events.len() as u64;
+        for record in chunk.records.drain(..) {
+            info.take(record.body);
+        }
+    }
+    info.health = reader.health();
+    info.complete = info.health.is_complete();
+    info.log_bytes = reader.log_bytes()?;
+    Ok(info)
+}
+
+impl Info {
+    fn take(&mut self, body: Body) {
+        match body {
+            Body::ThreadStart { .. } => self.threads += 1,
+            Body::SpaceStart { .. } => self.spaces += 1,
+            Body::Checkpoint(c) => {
+                self.checkpoints += 1;
+                self.held_ns = self.held_ns.saturating_add(c.held_ns);
+            }
+            Body::Lost { events, why } => {
+                self.lost = self.lost.saturating_add(events);
+                self.notes.push(format!("{events} events lost: {why}"));
+            }
+            Body::Note(note) => self.notes.push(note),
+            Body::Summary(summary) => self.summary(summary),
+            _ => {}
+        }
+    }
+
+    fn summary(&mut self, summary: Summary) {
+        self.end = Some(match summary.end {
+            WindowEnd::ProgramEnded => "the program ended".to_owned(),
+            WindowEnd::Time => "its time was up".to_owned(),
+            WindowEnd::Asked => "the recorder was asked to stop".to_owned(),
+            WindowEnd::Output(why) => format!("the log could not be written any more: {why}"),
+        });
+        self.lost = self.lost.max(summary.lost);
+        self.settled = summary.settled;
+        self.stops = summary.stops;
+        self.stopped_ns = summary.stopped_ns;
+        self.uncovered = summary.uncovered;
+    }
+}
+
+/// Writes it for people.
+///
+/// # Errors
+/// Those of the output.
+pub fn write_text(out: &mut dyn Write, info: &Info, screen: Screen) -> io::Result<()> {
+    let paint = screen.paint();
+    let (tone, state) = if info.complete {
+        (Tone::Good, "complete")
+    } else {
+        (Tone::Bad, "NOT complete")
+    };
+    writeln!(
+        out,
+        "A log of {}, {}: {} events in {}.",
+        size(info.log_bytes.total),
+        paint.tone(tone, state),
+        count(info.events),
+        seconds(Nanos((info.window_s * 1e9) as u64)),
+    )?;
+    facts(info).write(out, "  ")?;
+    write_bytes(out, info)?;
+    for note in &info.notes {
+        writeln!(out, "note: {}", escaped(note))?;
+    }
+    Ok(())
+}
+
+fn facts(info: &Info) -> Table {
+    let mut facts = Table::new("<<");
+    let mut fact = |name: &str, what: String| facts.row([name.to_owned(), what]);
+    fact("command", escaped(&info.command.join(" ")).to_string());
+    fact("on", escaped(&format!("{}, Linux {}", info.host, info.kernel)).to_string());
+    fact("from", format!("{:.3}", info.start));
+    let end = info.end.as_deref().unwrap_or("unknown: the log is cut");
+    fact("ended", escaped(end).to_string());
+    let recorder = format!("maptrail {}, mechanism {}", info.writer, info.mechanism);
+    fact("recorded by", escaped(&recorder).to_string());
+    let lost = count(info.lost);
+    fact("lost", format!("{lost} events; {} settled by looking at the kernel", count(info.settled)));
+    fact(
+        "followed",
+        format!("{} threads in {} address spaces", count(info.threads), count(info.spaces)),
+    );
+    fact("checkpoints", count(info.checkpoints).to_string());
+    fact(
+        "cost",
+        format!(
+            "{} stops; threads spent {} in them together, {} for checkpoints",
+            count(info.stops),
+            seconds(Nanos(info.stopped_ns)),
+            seconds(Nanos(info.held_ns)),
+        ),
+    );
+    let uncovered = match info.uncovered.as_slice() {
+        [] => "nothing".to_owned(),
+        some => some.join("; "),
+    };
+    fact("not covered", escaped(&uncovered).to_string());
+    facts
+}
+
+fn write_bytes(out: &mut dyn Write, info: &Info) -> io::Result<()> {
+    let b = &info.log_bytes;
+    let per_event = match info.events {
+        0 => String::new(),
+        n => format!("{:.1} bytes an event", b.events as f64 / n as f64),
+    };
+    let mut table = Table::new("<>><");
+    for (name, bytes, more) in [
+        ("events", b.events, per_event.as_str()),
+        ("stacks", b.stacks, ""),
+        ("modules", b.modules, ""),
+        ("symbols", b.symbols, ""),
+        ("other", b.other, ""),
+    ] {
+        let share = percent(bytes, b.total);
+        table.row([name.to_owned(), size(bytes), share, more.to_owned()]);
+    }
+    writeln!(out, "Where its bytes went:")?;
+    table.write(out, "  ")
+}

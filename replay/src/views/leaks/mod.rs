@@ -1,0 +1,132 @@
+//! `leaks`: the answer first, then each stack with what it holds.
+//!
+//! # JSON
+//! `window_s`, `growth` with `reserved_bytes`, `committed_bytes`, `resident_bytes` and
+//! `explained_resident_bytes`, `leaked_bytes` and `leak_rows` (the stacks whose verdict is `leak`, all
+//! together), `rows_left_out` (by `--top`), `by` (what the rows are about: `stack`, `module`, `thread`
+//! or `kind`), and `stacks[]`, worst first: `verdict`, `evidence` (why, in words), `held_bytes`,
+//! `held_mappings`, `committed_bytes` (of the held ones), `resident_bytes` (likewise; `null` if nobody
+//! looked), `mapped_bytes`, `mapped_calls`, `released_bytes`, `growth_bytes_per_min`, `first_s`,
+//! `last_s`, `median_bytes`, `spaces`, `label` (one name for it all), `stack` (the log's id, `null`
+//! unless `by` is `stack`) and `frames[]`, innermost first: `function`, `module`, `file`, `line`,
+//! `offset` (hex string), `near`, `inlined`, `guessed`, `truncated`.
+
+mod text;
+
+use maptrail_tracelog::types::StackId;
+use serde::Serialize;
+
+use crate::leaks::{By, Growth, Leaks, Memory, Row, Subject, Verdict};
+use crate::symbols::{Frame, Names};
+use crate::world::World;
+
+pub use text::Detail;
+
+/// The whole answer, ready to be printed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    window_s: f64,
+    growth: Growth,
+    leaked_bytes: u64,
+    leak_rows: usize,
+    rows_left_out: usize,
+    by: &'static str,
+    stacks: Vec<Entry>,
+}
+
+/// One stack (or module, thread, kind).
+#[derive(Clone, Debug, Serialize)]
+struct Entry {
+    verdict: Verdict,
+    evidence: String,
+    held_bytes: u64,
+    held_mappings: u64,
+    committed_bytes: u64,
+    resident_bytes: Option<u64>,
+    mapped_bytes: u64,
+    mapped_calls: u64,
+    released_bytes: u64,
+    growth_bytes_per_min: f64,
+    first_s: f64,
+    last_s: f64,
+    median_bytes: u64,
+    spaces: u64,
+    label: String,
+    stack: Option<StackId>,
+    frames: Vec<Frame>,
+}
+
+impl Report {
+    /// Puts names to what [`crate::leaks::leaks`] found when it was asked `by`.
+    pub fn new(leaks: &Leaks, by: By, world: &World, names: &mut Names) -> Report {
+        Report {
+            window_s: leaks.window_s,
+            growth: leaks.growth,
+            leaked_bytes: leaks.leaked_bytes,
+            leak_rows: leaks.leak_rows,
+            rows_left_out: leaks.rows_left_out,
+            by: match by {
+                By::Stack => "stack",
+                By::Module => "module",
+                By::Thread => "thread",
+                By::Kind => "kind",
+            },
+            stacks: (leaks.rows.iter())
+                .map(|row| Entry::new(row, world, names))
+                .collect(),
+        }
+    }
+}
+
+impl Entry {
+    fn new(row: &Row, world: &World, names: &mut Names) -> Entry {
+        let stack = match row.subject {
+            Subject::Stack(stack) => Some(stack),
+            _ => None,
+        };
+        Entry {
+            verdict: row.verdict,
+            evidence: row.evidence.clone(),
+            held_bytes: row.held_bytes,
+            held_mappings: row.held_mappings,
+            committed_bytes: row.committed_bytes,
+            resident_bytes: row.resident_bytes,
+            mapped_bytes: row.mapped_bytes,
+            mapped_calls: row.mapped_calls,
+            released_bytes: row.released_bytes,
+            growth_bytes_per_min: row.growth_bytes_per_min,
+            first_s: row.first_s,
+            last_s: row.last_s,
+            median_bytes: row.median_bytes,
+            spaces: row.spaces,
+            label: label(row.subject, world, names),
+            stack,
+            frames: stack.map_or_else(Vec::new, |stack| names.stack(world, stack)),
+        }
+    }
+}
+
+fn label(subject: Subject, world: &World, names: &mut Names) -> String {
+    match subject {
+        Subject::Stack(stack) => names
+            .label(world, stack)
+            .unwrap_or_else(|| "calls without a stack".to_owned()),
+        Subject::Module(id) => match world.module(id) {
+            Some(module) => world.files.path(module.file).to_owned(),
+            None => "code in no module".to_owned(),
+        },
+        Subject::Thread(ix) => match world.thread(ix) {
+            Some(thread) => format!("{}/{}", thread.name, thread.tid),
+            None => "a thread that the log does not name".to_owned(),
+        },
+        Subject::Kind(call, memory) => {
+            let memory = match memory {
+                Memory::Anonymous => "anonymous memory",
+                Memory::Heap => "the heap",
+                Memory::File => "private file mappings",
+                Memory::Shared => "shared memory",
+            };
+            format!("{} of {memory}", call.name())
+        }
+    }
+}

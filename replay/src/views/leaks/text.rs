@@ -1,0 +1,208 @@
+//! The text of `leaks`, for somebody who has been woken up: first what leaks, how much, how fast and
+//! from where; then the stacks that prove it; then, in a line each, what was looked at and cleared.
+
+use std::io::{self, Write};
+
+use super::{Entry, Report};
+use crate::leaks::Verdict;
+use crate::views::stack::write_stack;
+use crate::views::text::{
+    Paint, Screen, Table, Tone, count, escaped, percent, rate, seconds, signed_size, size,
+};
+use maptrail_tracelog::types::Nanos;
+
+/// How much to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Leaks with their frames, the most important others in a line each.
+    Leaks,
+    /// All with their frames.
+    All,
+}
+
+/// Lines for stacks that are no leaks.
+const FOLDED: usize = 12;
+/// The first column, and what lies under it.
+const INDENT: &str = "    ";
+
+impl Report {
+    /// Writes it for people.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub fn write_text(&self, out: &mut dyn Write, screen: Screen, detail: Detail) -> io::Result<()> {
+        let paint = screen.paint();
+        self.write_answer(out, paint)?;
+        let in_full = |e: &&Entry| detail == Detail::All || e.verdict == Verdict::Leak;
+        for entry in self.stacks.iter().filter(in_full) {
+            entry.write_full(out, paint)?;
+        }
+        let folded: Vec<&Entry> = self.stacks.iter().filter(|e| !in_full(e)).collect();
+        self.write_folded(out, &folded, screen)?;
+        if self.rows_left_out > 0 {
+            let more = format!("{} more were left out by --top.", self.rows_left_out);
+            writeln!(out, "\n{}", paint.tone(Tone::Dim, more))?;
+        }
+        Ok(())
+    }
+
+    /// The first sentences.
+    fn write_answer(&self, out: &mut dyn Write, paint: Paint) -> io::Result<()> {
+        let window = seconds(Nanos((self.window_s * 1e9) as u64));
+        let growth = &self.growth;
+        let grew = match growth.reserved_bytes {
+            0 => format!("In {window} the address space did not grow"),
+            n if n < 0 => format!("In {window} the address space shrank by {}", size(n.unsigned_abs())),
+            n => format!("In {window} the address space grew by {}", size(n.unsigned_abs())),
+        };
+        let grew = format!(
+            "{grew} ({} accessible, {} in RAM)",
+            signed_size(growth.committed_bytes),
+            signed_size(growth.resident_bytes),
+        );
+        let leak = self.stacks.first().filter(|e| e.verdict == Verdict::Leak);
+        let Some(worst) = leak else {
+            let answer = format!("No leak found in {window}.");
+            writeln!(out, "{}", paint.tone(Tone::Good, answer))?;
+            writeln!(out, "{grew}.")?;
+            return self.write_doubts(out, paint);
+        };
+        let answer = format!(
+            "Leak: {} holds {} in {}, and {}.",
+            escaped(&worst.label),
+            size(worst.held_bytes),
+            worst.mappings(),
+            worst.pace(),
+        );
+        writeln!(out, "{}", paint.tone(Tone::Bad, answer))?;
+        let explained = match u64::try_from(growth.reserved_bytes) {
+            Ok(grown) if worst.held_bytes < grown => percent(worst.held_bytes, grown),
+            _ => "all".to_owned(),
+        };
+        writeln!(out, "{grew}; this {} explains {explained} of it.", self.by)?;
+        let others = self.leak_rows.saturating_sub(1);
+        if others > 0 {
+            let held = size(self.leaked_bytes.saturating_sub(worst.held_bytes));
+            let (s, verb) = if others == 1 { ("", "leaks") } else { ("s", "leak") };
+            writeln!(out, "{others} other {}{s} {verb} too: {held} together.", self.by)?;
+        }
+        Ok(())
+    }
+
+    fn write_doubts(&self, out: &mut dyn Write, paint: Paint) -> io::Result<()> {
+        let doubtful = || self.stacks.iter().filter(|e| e.verdict == Verdict::Undecided);
+        let n = doubtful().count();
+        if n == 0 {
+            return Ok(());
+        }
+        let held: u64 = doubtful().map(|e| e.held_bytes).fold(0, u64::saturating_add);
+        let (s, verb) = if n == 1 { ("", "is") } else { ("s", "are") };
+        let doubt = format!(
+            "{n} {}{s} {verb} undecided and {} {}: a longer recording would tell.",
+            self.by,
+            if n == 1 { "holds" } else { "hold" },
+            size(held)
+        );
+        writeln!(out, "{}", paint.tone(Tone::Doubtful, doubt))
+    }
+
+    fn write_folded(
+        &self,
+        out: &mut dyn Write,
+        folded: &[&Entry],
+        screen: Screen,
+    ) -> io::Result<()> {
+        if folded.is_empty() {
+            return Ok(());
+        }
+        let paint = screen.paint();
+        writeln!(out, "\nNot leaking, or not known to:")?;
+        let mut table = Table::new("<>><");
+        for entry in folded.iter().take(FOLDED) {
+            table.row([
+                entry.verdict.name().to_owned(),
+                format!("{} held", size(entry.held_bytes)),
+                format!("{} given back", percent(entry.released_bytes, entry.mapped_bytes)),
+                escaped(&entry.label).to_string(),
+            ]);
+        }
+        for (line, entry) in table.lines().iter().zip(folded) {
+            let width = if screen.terminal { screen.width } else { usize::MAX };
+            let line: String = line.chars().take(width.saturating_sub(INDENT.len())).collect();
+            let tone = match entry.verdict {
+                Verdict::Undecided => Tone::Doubtful,
+                _ => Tone::Dim,
+            };
+            writeln!(out, "{INDENT}{}", paint.tone(tone, line))?;
+        }
+        match folded.len().saturating_sub(FOLDED) {
+            0 => Ok(()),
+            more => {
+                let more = format!("and {more} more; --all shows everything");
+                writeln!(out, "{INDENT}{}", paint.tone(Tone::Dim, more))
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// The numbers on one line, why, and the frames.
+    fn write_full(&self, out: &mut dyn Write, paint: Paint) -> io::Result<()> {
+        let tone = match self.verdict {
+            Verdict::Leak => Tone::Bad,
+            Verdict::Undecided => Tone::Doubtful,
+            _ => Tone::Dim,
+        };
+        let resident = match self.resident_bytes {
+            Some(bytes) => format!("{} in RAM", size(bytes)),
+            None => "RAM not looked at".to_owned(),
+        };
+        writeln!(
+            out,
+            "\n{}  {} held  {}  {}  {resident}  {} given back",
+            paint.tone(tone, self.verdict.name().to_uppercase()),
+            paint.tone(Tone::Strong, size(self.held_bytes)),
+            self.times(),
+            rate(self.growth_bytes_per_min),
+            percent(self.released_bytes, self.mapped_bytes),
+        )?;
+        writeln!(out, "{INDENT}{}", paint.tone(Tone::Dim, escaped(&self.evidence)))?;
+        match self.stack {
+            Some(_) => write_stack(out, INDENT, &self.frames, paint),
+            None => writeln!(out, "{INDENT}{}", escaped(&self.label)),
+        }
+    }
+
+    /// `1,600 × 256.0 KiB`.
+    fn times(&self) -> String {
+        let about = if self.is_even() { "" } else { "about " };
+        format!("{} × {about}{}", count(self.held_mappings), size(self.typical()))
+    }
+
+    /// `1,600 mappings of 256.0 KiB each`.
+    fn mappings(&self) -> String {
+        let n = count(self.held_mappings);
+        match (self.held_mappings, self.is_even()) {
+            (1, _) => "1 mapping".to_owned(),
+            (_, true) => format!("{n} mappings of {} each", size(self.typical())),
+            (_, false) => format!("{n} mappings of about {}", size(self.typical())),
+        }
+    }
+
+    fn typical(&self) -> u64 {
+        if self.is_even() {
+            self.median_bytes
+        } else {
+            self.held_bytes / self.held_mappings.max(1)
+        }
+    }
+
+    /// Whether every mapping held is as large as the middle one.
+    fn is_even(&self) -> bool {
+        self.held_mappings.checked_mul(self.median_bytes) == Some(self.held_bytes)
+    }
+
+    fn pace(&self) -> String {
+        format!("grows by {}", rate(self.growth_bytes_per_min).trim_start_matches('+'))
+    }
+}

@@ -1,0 +1,10 @@
+//! One short file a command: its arguments, one call, its result.
+
+pub mod events;
+pub mod info;
+pub mod leaks;
+pub mod maps;
+pub mod record;
+pub mod timeline;
+pub mod verify;
+pub mod who;

@@ -1,0 +1,91 @@
+//! Where results, warnings and errors go: results to stdout, all else to stderr.
+
+use std::env;
+use std::io::{self, IsTerminal, StdoutLock, Write};
+
+use clap::ColorChoice;
+use maptrail_replay::views::text::{Screen, escaped};
+
+/// Columns where a terminal does not tell.
+const WIDTH: usize = 100;
+
+/// The way out for results.
+#[derive(Debug)]
+pub struct Output {
+    screen: Screen,
+    out: io::BufWriter<StdoutLock<'static>>,
+}
+
+impl Output {
+    /// Looks at what stdout is.
+    #[must_use]
+    pub fn new(color: ColorChoice) -> Output {
+        let stdout = io::stdout();
+        let terminal = stdout.is_terminal();
+        let wanted = env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+            && env::var_os("TERM").is_none_or(|v| v != "dumb");
+        Output {
+            screen: Screen {
+                width: terminal_size::terminal_size_of(&stdout)
+                    .map_or(WIDTH, |(w, _)| usize::from(w.0)),
+                colour: match color {
+                    ColorChoice::Auto => terminal && wanted,
+                    ColorChoice::Always => true,
+                    ColorChoice::Never => false,
+                },
+                terminal,
+            },
+            out: io::BufWriter::with_capacity(1 << 16, stdout.lock()),
+        }
+    }
+
+    /// What is known of where results go.
+    #[must_use]
+    pub fn screen(&self) -> Screen {
+        self.screen
+    }
+
+    /// Writes results through `print` and makes sure that they arrive.
+    ///
+    /// # Errors
+    /// If stdout cannot be written; see [`is_closed_pipe`].
+    pub fn write(
+        &mut self,
+        print: impl FnOnce(&mut dyn Write, Screen) -> io::Result<()>,
+    ) -> anyhow::Result<()> {
+        print(&mut self.out, self.screen)?;
+        self.out.flush()?;
+        Ok(())
+    }
+}
+
+/// Whether an error only says that the reader of our stdout has gone, as `| head` does.
+#[must_use]
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<io::Error>();
+        io.is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// Says on stderr what went wrong, cause after cause.
+pub fn complain(error: &anyhow::Error) {
+    say(format_args!("{error:#}"));
+}
+
+/// Says on stderr how things stand.
+pub fn tell(text: &str) {
+    say(format_args!("{text}"));
+}
+
+/// Says on stderr what the user should know although the command goes on.
+pub fn warn(text: &str) {
+    say(format_args!("warning: {text}"));
+}
+
+fn say(text: std::fmt::Arguments<'_>) {
+    // If stderr is gone there is nobody left to tell.
+    for line in text.to_string().lines() {
+        let _ = writeln!(io::stderr(), "maptrail: {}", escaped(line));
+    }
+}
