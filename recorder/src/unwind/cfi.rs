@@ -11,7 +11,7 @@ use gimli::{BaseAddresses, CieOrFde, DebugFrame, EhFrame, LittleEndian, UnwindSe
 use super::elf::{Layout, Section, Source, u32_at, u64_at};
 
 /// The longest CIE or FDE that is looked at, in bytes.
-const MAX_ENTRY: u32 = 1 << 20;
+const MAX_ENTRY: u32 = 256 << 10;
 /// Enough for nearly every entry, in bytes: one read brings its length and itself.
 const USUAL_ENTRY: usize = 512;
 /// Size of the header of `.eh_frame_hdr` with the encodings below, in bytes; the table follows.

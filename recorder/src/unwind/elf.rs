@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// No table (section headers, unwind sections) larger than this is read whole, in bytes.
-const MAX_TABLE: u64 = 512 << 20;
+const MAX_TABLE: u64 = 128 << 20;
 /// No note segment larger than this is searched for a build id, in bytes.
 const MAX_NOTES: u64 = 64 << 10;
 /// A build id is 20 bytes nearly everywhere; anything longer than this is not one.

@@ -18,7 +18,7 @@ pub(super) const ENCODING: Encoding = Encoding {
 };
 
 /// Operations after which an evaluation is given up.
-const MAX_OPERATIONS: u32 = 1000;
+const MAX_OPERATIONS: u32 = 200;
 
 /// Room for an evaluation, on the stack.
 struct Inline;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use maptrail_recorder::unwind::{End, Frame};
+use maptrail_recorder::unwind::{Cut, End, Frame, MAX_FRAMES};
 use maptrail_tracelog::record::StackNode;
 
 use super::support::{Stack, Victim, build};
@@ -16,6 +16,7 @@ const CHAIN: &str = r#"
 #include <alloca.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -193,11 +194,10 @@ fn through_a_signal_handler() {
             sigaction(SIGILL, &action, 0);
             return interrupted(3) + one;
         }";
-    let source = format!("#include <stdlib.h>\n{CHAIN}{main}");
     let program = build(
         "gcc",
         "chain-signal",
-        &source,
+        &format!("{CHAIN}{main}"),
         &["-O2", "-fomit-frame-pointer"],
     );
     for arguments in [&[][..], &["altstack"]] {
@@ -321,7 +321,6 @@ fn code_without_unwind_information() {
 fn across_stacks() {
     let main = "
         #include <ucontext.h>
-        #include <stdlib.h>
         static ucontext_t back, there;
         static void entry(void) { one = plain(3); }
         /* on(function, stack): calls function(3) with rsp = stack. */
@@ -352,5 +351,50 @@ fn across_stacks() {
     ] {
         let victim = Victim::start(Command::new(&program).args(arguments));
         check(&victim.unwind(victim.pid), name, outer);
+    }
+}
+
+/// Stacks that go on where nobody can follow are cut, and say why.
+#[test]
+fn what_cannot_be_followed_is_cut() {
+    let main = r#"
+        FUNCTION deep(int n) { return (n ? deep(n - 1) : plain(3)) + one; }
+        #define ASM(name, body) \
+            __asm__(".text; .globl " #name "; .type " #name ", @function; " #name ": .cfi_startproc\n" \
+                    body "; ret; .cfi_endproc; .size " #name ", .-" #name); \
+            int name(void)
+        /* Its CFI says that its frame is empty, and finds its own return address there. */
+        ASM(stuck, "sub $8, %rsp; .cfi_def_cfa_offset 0; mov $3, %edi; call plain; add $8, %rsp");
+        /* The caller is found by rbx, which the callee does not give back. */
+        ASM(loses, ".cfi_undefined 3; sub $8, %rsp; .cfi_def_cfa_offset 16; mov $3, %edi; call plain; add $8, %rsp");
+        ASM(needs, "push %rbx; .cfi_def_cfa_offset 16; .cfi_offset 3, -16; mov %rsp, %rbx\n"
+                   ".cfi_def_cfa 3, 16; call loses; pop %rbx; .cfi_def_cfa 7, 8");
+        ASM(unreadable, "xor %ebx, %ebx; .cfi_def_cfa 3, 64; push %rax; mov $3, %edi; call plain; pop %rax");
+        int main(int argc, char **argv) {
+            switch (argv[1][0]) {
+            case 'd': return deep(1000) + one;
+            case 's': return stuck() + one;
+            case 'l': return needs() + one;
+            default: return unreadable() + one;
+            }
+        }"#;
+    let name = "chain-cut";
+    let program = build("gcc", name, &format!("{CHAIN}{main}"), &["-O2"]);
+    for (argument, outer, cut) in [
+        ("deep", None, Cut::Depth),
+        ("stuck", Some(&["stuck"][..]), Cut::NotUpwards),
+        ("lost", Some(&["loses", "needs"]), Cut::LostRegister),
+        ("unreadable", Some(&["unreadable"]), Cut::Unreadable),
+    ] {
+        let victim = Victim::start(Command::new(&program).arg(argument));
+        let stack = victim.unwind(victim.pid);
+        assert_eq!(stack.end, End::Truncated(cut), "\n{stack}");
+        let mut expected = chain();
+        match outer {
+            Some(outer) => expected.extend(outer),
+            // libc's syscall() is the frame that is not the program's.
+            None => expected.resize(MAX_FRAMES - 1, "deep"),
+        }
+        assert_eq!(stack.names_in(name), expected, "\n{stack}");
     }
 }
