@@ -45,7 +45,9 @@ impl FailArgs {
     #[must_use]
     pub fn check(&self, leaks: &Leaks) -> Option<ExitCode> {
         let failed = (self.fail_on == Some(FailOn::Leak) && leaks.leak_rows > 0)
-            || self.fail_over.is_some_and(|limit| leaks.leaked_bytes > limit);
+            || self
+                .fail_over
+                .is_some_and(|limit| leaks.leaked_bytes > limit);
         failed.then(|| ExitCode::from(self.fail_exit_code))
     }
 }

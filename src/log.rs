@@ -75,7 +75,9 @@ pub fn open(path: &Path) -> anyhow::Result<Log> {
 /// # Errors
 /// Those of reading the log.
 pub fn names(log: &mut Log) -> anyhow::Result<Names> {
-    Ok(Names::with_files(log.names().context("cannot read the log")?))
+    Ok(Names::with_files(
+        log.names().context("cannot read the log")?,
+    ))
 }
 
 /// The time in the log that a person means.
@@ -90,6 +92,12 @@ pub fn moment(log: &Log, when: When) -> anyhow::Result<Nanos> {
 fn warn_if_cut<R: Read + Seek>(log: &LogReader<R>) {
     let health = log.health();
     if health.has_end {
+        if health.cut_bytes > 0 {
+            output::warn(
+                "this log is cut after its last event: all calls are here, names of functions may be \
+                 missing",
+            );
+        }
         return;
     }
     let (_, last) = log.span().unwrap_or_default();

@@ -70,7 +70,16 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 /// Says on stderr what went wrong, cause after cause.
 pub fn complain(error: &anyhow::Error) {
-    say(format_args!("{error:#}"));
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        // Some errors tell their cause in their own words already.
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    say(format_args!("{text}"));
 }
 
 /// Says on stderr how things stand.

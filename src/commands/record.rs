@@ -160,7 +160,9 @@ impl Args {
 
 fn stdout_file() -> anyhow::Result<File> {
     let stdout = io::stdout().as_fd().try_clone_to_owned();
-    Ok(File::from(stdout.context("cannot write the log to stdout")?))
+    Ok(File::from(
+        stdout.context("cannot write the log to stdout")?,
+    ))
 }
 
 /// As a shell tells it: the exit code, or 128 and the number of the signal.
@@ -193,7 +195,9 @@ fn conclude(path: &Path, recording: &Recording) {
         return;
     };
     if let Some(failure) = &report.output_failure {
-        output::warn(&format!("the log ends early, it could not be written: {failure}"));
+        output::warn(&format!(
+            "the log ends early, it could not be written: {failure}"
+        ));
     }
     if report.lost > 0 {
         output::warn(&format!("{} events were lost", count(report.lost)));

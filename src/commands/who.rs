@@ -52,7 +52,10 @@ impl Args {
             let (spaces, world) = maps_at(&mut log, at, None)?;
             let near = nearest(self.address, &spaces, &world);
             let near = near.map_or(String::new(), |near| format!("; {near}"));
-            bail!("{} was never mapped while the log was recorded{near}", self.address);
+            bail!(
+                "{} was never mapped while the log was recorded{near}",
+                self.address
+            );
         }
         let life = Life::new(self.address, &found, &world, &mut log::names(&mut log)?);
         output.write(|out, screen| match self.json.json {

@@ -86,7 +86,11 @@ mod tests {
         // Each S<n>_ stands for a function type that takes the one before twice.
         let mut name = String::from("_Z1fPFvPvS_E");
         for i in 0..40 {
-            let seq = if i == 0 { "S0_".to_owned() } else { format!("S{}_", base36(i * 2)) };
+            let seq = if i == 0 {
+                "S0_".to_owned()
+            } else {
+                format!("S{}_", base36(i * 2))
+            };
             name.push_str(&format!("PFv{seq}{seq}E"));
         }
         let readable = demangle(&name);

@@ -22,7 +22,7 @@ use maptrail_tracelog::types::ModuleId;
 use rustc_hash::FxHashMap;
 
 pub use name_log::{NameLogError, Named, name_log};
-pub use names::{Frame, Names};
+pub use names::{Frame, Names, path_of};
 
 use demangle::demangle;
 use elf::Exported;

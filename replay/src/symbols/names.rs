@@ -71,6 +71,18 @@ impl Frame {
                 .is_some_and(|f| f.starts_with("operator new") || f.starts_with("__rust_alloc"))
     }
 
+    /// Whether it does no more than hand the call to the kernel.
+    fn is_wrapper(&self) -> bool {
+        let name = self.function.as_deref().unwrap_or_default();
+        let name = name.trim_start_matches('_');
+        self.is_plumbing()
+            && [
+                "mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "sbrk", "syscall",
+            ]
+            .iter()
+            .any(|wrapper| name.trim_end_matches("64") == *wrapper)
+    }
+
     /// What to call the frame in running text: its function, or the place in its module.
     #[must_use]
     pub fn label(&self) -> String {
@@ -89,6 +101,44 @@ impl Frame {
             format!("{}+{:#x}", self.module_name(), self.offset)
         }
     }
+}
+
+/// The frames that tell stacks apart, innermost first: those outside of libc and allocators; where
+/// there are none, those that do more than hand the call to the kernel.
+fn telling(frames: &[Frame]) -> impl Iterator<Item = &Frame> {
+    let own = frames.iter().any(|f| !f.is_plumbing());
+    let some = frames.iter().any(|f| !f.is_wrapper());
+    frames.iter().filter(move |f| match (own, some) {
+        (true, _) => !f.is_plumbing(),
+        (false, true) => !f.is_wrapper(),
+        (false, false) => true,
+    })
+}
+
+/// Functions in a [`path_of`] a stack.
+const PATH_FRAMES: usize = 3;
+/// The longest function name in it, characters.
+const PATH_NAME: usize = 48;
+
+/// A stack in one line: its telling functions, and the module of the innermost one, such as
+/// `grow ← get_buffer ← decode (libpool.so)`. `None` without frames.
+#[must_use]
+pub fn path_of(frames: &[Frame]) -> Option<String> {
+    let first = telling(frames).next()?;
+    let short = |frame: &Frame| {
+        let label = frame.label();
+        match label.char_indices().nth(PATH_NAME) {
+            Some((end, _)) => format!("{}…", label.get(..end).unwrap_or_default()),
+            None => label,
+        }
+    };
+    let functions: Vec<String> = telling(frames).take(PATH_FRAMES).map(short).collect();
+    let functions = functions.join(" ← ");
+    Some(match (&first.function, first.near) {
+        // A bare place names its module already.
+        (None, _) | (_, true) => functions,
+        _ => format!("{functions} ({})", first.module_name()),
+    })
 }
 
 /// The names of a log's frames.
@@ -130,11 +180,9 @@ impl Names {
         frames
     }
 
-    /// What to call a stack in one word: its innermost frame that is not plumbing.
+    /// What to call a stack in one word: its innermost frame that tells something.
     pub fn label(&mut self, world: &World, stack: StackId) -> Option<String> {
-        let frames = self.stack(world, stack);
-        let telling = frames.iter().find(|f| !f.is_plumbing());
-        telling.or(frames.first()).map(Frame::label)
+        telling(&self.stack(world, stack)).next().map(Frame::label)
     }
 
     fn push_frames(&mut self, world: &World, node: &StackNode, frames: &mut Vec<Frame>) {

@@ -63,7 +63,14 @@ fn own_file(module: &Module<'_>) -> Option<(PathBuf, Facts)> {
     {
         // The true path is better if it still leads there: what lies next to it can be found.
         let same = path.is_absolute() && same_file(opened, path);
-        return Some((if same { path.to_owned() } else { opened.clone() }, facts));
+        return Some((
+            if same {
+                path.to_owned()
+            } else {
+                opened.clone()
+            },
+            facts,
+        ));
     }
     if !path.is_absolute() {
         return None;
@@ -79,9 +86,13 @@ fn own_file(module: &Module<'_>) -> Option<(PathBuf, Facts)> {
 
 /// `/usr/lib/debug/.build-id/xx/yyyy.debug`.
 fn debug_path(build_id: &[u8]) -> Option<PathBuf> {
-    let (first, rest) = build_id.split_first().filter(|(_, rest)| !rest.is_empty())?;
+    let (first, rest) = build_id
+        .split_first()
+        .filter(|(_, rest)| !rest.is_empty())?;
     let hex: String = rest.iter().map(|b| format!("{b:02x}")).collect();
-    Some(PathBuf::from(format!("{BUILD_ID_DIR}/{first:02x}/{hex}.debug")))
+    Some(PathBuf::from(format!(
+        "{BUILD_ID_DIR}/{first:02x}/{hex}.debug"
+    )))
 }
 
 /// Whether what a file refers to can be followed without harm. A module of the target's may name

@@ -15,7 +15,7 @@ use maptrail_tracelog::types::Nanos;
 use maptrail_tracelog::writer::Chunk;
 use serde::Serialize;
 
-use super::text::{Screen, Table, Tone, count, escaped, percent, seconds, size};
+use super::text::{Screen, Table, Tone, count, escaped, percent, plural, seconds, size};
 
 /// What a log says about itself.
 #[derive(Clone, Debug, Serialize)]
@@ -176,17 +176,32 @@ fn facts(info: &Info) -> Table {
     let mut facts = Table::new("<<");
     let mut fact = |name: &str, what: String| facts.row([name.to_owned(), what]);
     fact("command", escaped(&info.command.join(" ")).to_string());
-    fact("on", escaped(&format!("{}, Linux {}", info.host, info.kernel)).to_string());
+    fact(
+        "on",
+        escaped(&format!("{}, Linux {}", info.host, info.kernel)).to_string(),
+    );
     fact("from", format!("{:.3}", info.start));
     let end = info.end.as_deref().unwrap_or("unknown: the log is cut");
     fact("ended", escaped(end).to_string());
     let recorder = format!("maptrail {}, mechanism {}", info.writer, info.mechanism);
     fact("recorded by", escaped(&recorder).to_string());
     let lost = count(info.lost);
-    fact("lost", format!("{lost} events; {} settled by looking at the kernel", count(info.settled)));
+    fact(
+        "lost",
+        format!(
+            "{lost} events; {} settled by looking at the kernel",
+            count(info.settled)
+        ),
+    );
     fact(
         "followed",
-        format!("{} threads in {} address spaces", count(info.threads), count(info.spaces)),
+        format!(
+            "{} thread{} in {} address space{}",
+            count(info.threads),
+            plural(info.threads),
+            count(info.spaces),
+            plural(info.spaces)
+        ),
     );
     fact("checkpoints", count(info.checkpoints).to_string());
     fact(

@@ -115,7 +115,7 @@ impl Maps {
                 space.ranges.len(),
             );
             writeln!(out, "{}", screen.paint().tone(Tone::Strong, title))?;
-            let mut table = Table::new("<<<<>><<");
+            let mut table = Table::new("<<<<>><");
             for range in &space.ranges {
                 table.row(range.cells());
             }
@@ -148,7 +148,9 @@ impl RangeView {
         }
     }
 
-    fn cells(&self) -> [String; 8] {
+    fn cells(&self) -> [String; 7] {
+        let path = escaped(&self.path).to_string();
+        let birth = self.birth.as_ref().map(BirthView::line);
         [
             format!("{:x}-{:x}", self.start.0, self.end.0),
             self.perms.to_string(),
@@ -156,8 +158,11 @@ impl RangeView {
             self.dev.clone(),
             self.inode.to_string(),
             size(self.size_bytes),
-            escaped(&self.path).to_string(),
-            self.birth.as_ref().map_or_else(String::new, BirthView::line),
+            match birth {
+                Some(birth) if path.is_empty() => birth,
+                Some(birth) => format!("{path}  {birth}"),
+                None => path,
+            },
         ]
     }
 }
@@ -165,7 +170,13 @@ impl RangeView {
 impl BirthView {
     /// `mmap at 1.234 s by worker/71: pool_grow`.
     fn line(&self) -> String {
-        let mut line = format!("{} at {} by {}/{}", self.call, seconds(self.t_ns), self.thread, self.tid);
+        let mut line = format!(
+            "{} at {} by {}/{}",
+            self.call,
+            seconds(self.t_ns),
+            self.thread,
+            self.tid
+        );
         if let Some(function) = &self.function {
             line.push_str(": ");
             line.push_str(function);

@@ -14,7 +14,11 @@ pub fn write_stack(
     paint: Paint,
 ) -> io::Result<()> {
     if frames.is_empty() {
-        return writeln!(out, "{indent}{}", paint.tone(Tone::Dim, "(no stack was taken)"));
+        return writeln!(
+            out,
+            "{indent}{}",
+            paint.tone(Tone::Dim, "(no stack was taken)")
+        );
     }
     for (i, frame) in frames.iter().enumerate() {
         let tone = if frame.is_plumbing() {

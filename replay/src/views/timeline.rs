@@ -11,10 +11,8 @@ use std::io::{self, Write};
 use maptrail_tracelog::types::{Nanos, StackId};
 use serde::Serialize;
 
-use super::text::{
-    Paint, Screen, Series, Table, Tone, escaped, plot, seconds, size, sparkline,
-};
-use crate::symbols::{Frame, Names};
+use super::text::{Paint, Screen, Series, Table, Tone, escaped, plot, seconds, size, sparkline};
+use crate::symbols::{Frame, Names, path_of};
 use crate::usage::{Sizes, SpaceUsage, Usage};
 use crate::world::World;
 
@@ -37,7 +35,9 @@ pub fn points(screen: Screen, json: bool) -> u32 {
     match (json, screen.terminal) {
         (true, _) => JSON_POINTS,
         // A character is two dots wide.
-        (false, true) => u32::try_from(screen.width.clamp(20, PLOT_WIDTH) * 2).unwrap_or(JSON_POINTS),
+        (false, true) => {
+            u32::try_from(screen.width.clamp(20, PLOT_WIDTH) * 2).unwrap_or(JSON_POINTS)
+        }
         (false, false) => PLAIN_POINTS,
     }
 }
@@ -64,9 +64,8 @@ struct StackView<'a> {
 
 impl StackView<'_> {
     fn label(&self) -> String {
-        let telling = self.frames.iter().find(|f| !f.is_plumbing());
-        match telling.or(self.frames.first()) {
-            Some(frame) => escaped(&frame.label()).to_string(),
+        match path_of(&self.frames) {
+            Some(path) => escaped(&path).to_string(),
             None => "(no stack was taken)".to_owned(),
         }
     }
@@ -169,11 +168,17 @@ impl<'a> Timeline<'a> {
         }
         let reserved = size(self.peak.reserved_bytes);
         if dwarfed {
-            writeln!(out, "Not drawn: up to {reserved} reserved, most of it never accessible.")?;
+            writeln!(
+                out,
+                "Not drawn: up to {reserved} reserved, most of it never accessible."
+            )?;
         }
         let resident = self.resident(self.peak.resident_bytes);
         let committed = size(self.peak.committed_bytes);
-        writeln!(out, "Peaks: {reserved} reserved, {committed} committed, {resident} resident.")
+        writeln!(
+            out,
+            "Peaks: {reserved} reserved, {committed} committed, {resident} resident."
+        )
     }
 
     fn curve(&self, name: &'static str, of: impl Fn(&Sizes) -> u64) -> Series {
@@ -191,19 +196,29 @@ impl<'a> Timeline<'a> {
             return Ok(());
         }
         writeln!(out, "\nWhat the greatest stacks held:")?;
+        // Where all programs have ended, all ends are 0, which says nothing.
+        let some_end = self.stacks.iter().any(|s| s.held_bytes.last() > Some(&0));
         let mut table = Table::new("<>><");
         for stack in &self.stacks {
             let now = stack.held_bytes.last().copied().unwrap_or(0);
             table.row([
                 sparkline(&thin(stack.held_bytes, SPARK_WIDTH)),
                 format!("peak {}", size(stack.peak_bytes)),
-                format!("end {}", size(now)),
+                if some_end {
+                    format!("end {}", size(now))
+                } else {
+                    String::new()
+                },
                 stack.label(),
             ]);
         }
         for line in table.lines() {
             // Names of C++ functions can be very long; a terminal would wrap them.
-            let shown = if screen.terminal { screen.width } else { usize::MAX };
+            let shown = if screen.terminal {
+                screen.width
+            } else {
+                usize::MAX
+            };
             let line: String = line.chars().take(shown).collect();
             writeln!(out, "{line}")?;
         }
@@ -214,7 +229,11 @@ impl<'a> Timeline<'a> {
 fn write_legend(out: &mut dyn Write, curves: &[Series], paint: Paint) -> io::Result<()> {
     for (i, curve) in (0..).zip(curves) {
         let gap = if i == 0 { "" } else { "   " };
-        write!(out, "{gap}{}", paint.tone(Tone::Curve(i), format_args!("── {}", curve.name)))?;
+        write!(
+            out,
+            "{gap}{}",
+            paint.tone(Tone::Curve(i), format_args!("── {}", curve.name))
+        )?;
     }
     writeln!(out)
 }

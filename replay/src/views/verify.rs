@@ -9,7 +9,7 @@ use std::io::{self, Write};
 
 use maptrail_tracelog::types::Nanos;
 
-use super::text::{Screen, Tone, count, escaped, seconds, size};
+use super::text::{Screen, Tone, count, escaped, plural, seconds, size};
 use crate::check::{DriftRange, SpaceDrift, Verify};
 
 /// Ranges that are listed for each space.
@@ -44,18 +44,30 @@ pub fn write_text(out: &mut dyn Write, verify: &Verify, screen: Screen) -> io::R
     writeln!(out, "Compared at {compared}.")?;
     if verify.kernel_bytes > 0 {
         let grown = size(verify.kernel_bytes);
-        writeln!(out, "The kernel itself mapped {grown} (stacks that grew); that is no drift.")?;
+        writeln!(
+            out,
+            "The kernel itself mapped {grown} (stacks that grew); that is no drift."
+        )?;
     }
     if verify.untraced_bytes > 0 {
         let untraced = size(verify.untraced_bytes);
-        writeln!(out, "Threads that were not traced changed {untraced}; that is no drift.")?;
+        writeln!(
+            out,
+            "Threads that were not traced changed {untraced}; that is no drift."
+        )?;
     }
     if verify.settled > 0 {
         let settled = count(verify.settled);
-        writeln!(out, "{settled} calls were settled by looking at the kernel.")?;
+        writeln!(
+            out,
+            "{settled} calls were settled by looking at the kernel."
+        )?;
     }
     if verify.lost > 0 {
-        let lost = format!("{} events were lost: drift is to be expected.", count(verify.lost));
+        let lost = format!(
+            "{} events were lost: drift is to be expected.",
+            count(verify.lost)
+        );
         writeln!(out, "{}", paint.tone(Tone::Bad, lost))?;
     }
     for space in verify.spaces.iter().filter(|s| s.drift_bytes > 0) {
@@ -74,7 +86,11 @@ fn write_space(out: &mut dyn Write, space: &SpaceDrift) -> io::Result<()> {
         size(space.drift_bytes),
         space.checkpoints,
     )?;
-    write_ranges(out, "the kernel has, the model has not (or has otherwise)", &space.missing)?;
+    write_ranges(
+        out,
+        "the kernel has, the model has not (or has otherwise)",
+        &space.missing,
+    )?;
     write_ranges(out, "the model has, the kernel has not", &space.extra)
 }
 
@@ -85,7 +101,11 @@ fn write_ranges(out: &mut dyn Write, what: &str, ranges: &[DriftRange]) -> io::R
     writeln!(out, "  {what}:")?;
     for r in ranges.iter().take(LISTED) {
         let bytes = size(r.end.0.saturating_sub(r.start.0));
-        writeln!(out, "    {:x}-{:x}  {} {bytes}", r.start.0, r.end.0, r.perms)?;
+        writeln!(
+            out,
+            "    {:x}-{:x}  {} {bytes}",
+            r.start.0, r.end.0, r.perms
+        )?;
         for (side, has) in [("kernel", &r.kernel), ("model ", &r.model)] {
             if let Some(has) = has {
                 writeln!(out, "      {side} {}", escaped(has))?;
@@ -96,8 +116,4 @@ fn write_ranges(out: &mut dyn Write, what: &str, ranges: &[DriftRange]) -> io::R
         None | Some(0) => Ok(()),
         Some(more) => writeln!(out, "    and {more} more; --json lists them all"),
     }
-}
-
-fn plural(n: u64) -> &'static str {
-    if n == 1 { "" } else { "s" }
 }

@@ -111,7 +111,12 @@ mod tests {
 
     #[test]
     fn others_are_refused_with_the_window() {
-        for text in ["61s", "-61s", "2023-11-14T22:13:19Z", "2023-11-14T22:14:21Z"] {
+        for text in [
+            "61s",
+            "-61s",
+            "2023-11-14T22:13:19Z",
+            "2023-11-14T22:14:21Z",
+        ] {
             let error = at(text).expect_err("outside");
             assert!(error.contains("from 0s to 60.000s"), "{error}");
         }

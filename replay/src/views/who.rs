@@ -10,6 +10,7 @@ use std::io::{self, Write};
 
 use maptrail_tracelog::record::{CallEvent, LookCause};
 use maptrail_tracelog::types::{Addr, Nanos, Perms, Pid, SpaceId, StackId, Tid};
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use super::stack::write_stack;
@@ -99,8 +100,9 @@ impl Life {
             }
             let answer = self.answer(space);
             writeln!(out, "{}", screen.paint().tone(Tone::Strong, answer))?;
+            let mut shown = FxHashMap::default();
             for touch in &space.touches {
-                touch.write_text(out, self.address, screen.paint())?;
+                touch.write_text(out, self.address, &mut shown, screen.paint())?;
             }
         }
         Ok(())
@@ -108,10 +110,16 @@ impl Life {
 
     /// What became of the address in a space, in a sentence.
     fn answer(&self, space: &SpaceLife) -> String {
-        let place = format!("{} in process {} (space {})", self.address, space.pid, space.space);
+        let place = format!(
+            "{} in process {} (space {})",
+            self.address, space.pid, space.space
+        );
         let Some(now) = &space.now else {
             let last = space.touches.last().map_or(Nanos(0), |t| t.t_ns);
-            return format!("{place}: nothing is mapped there; it was last touched at {}.", seconds(last));
+            return format!(
+                "{place}: nothing is mapped there; it was last touched at {}.",
+                seconds(last)
+            );
         };
         let since = match now.birth_t_ns {
             Some(at) => format!("mapped at {} and not released since", seconds(at)),
@@ -160,7 +168,15 @@ impl TouchView {
         }
     }
 
-    fn write_text(&self, out: &mut dyn Write, asked: Addr, paint: Paint) -> io::Result<()> {
+    /// `shown` has the stacks that were printed, and the times of their calls: an address that is
+    /// mapped again and again shows the same few stacks.
+    fn write_text(
+        &self,
+        out: &mut dyn Write,
+        asked: Addr,
+        shown: &mut FxHashMap<StackId, Nanos>,
+        paint: Paint,
+    ) -> io::Result<()> {
         let at = seconds(self.t_ns);
         let then = match self.address {
             same if same == asked => String::new(),
@@ -169,15 +185,34 @@ impl TouchView {
         match &self.what {
             WhatView::Call(call) => {
                 let thread = escaped(&call.thread);
-                writeln!(out, "\n{at:>10}  {thread}/{}  {}{then}", call.tid, call.text)?;
-                write_stack(out, "            ", &call.frames, paint)
+                writeln!(
+                    out,
+                    "\n{at:>10}  {thread}/{}  {}{then}",
+                    call.tid, call.text
+                )?;
+                match shown.get(&call.stack).copied() {
+                    Some(at) if call.stack != StackId::NONE => {
+                        let same = format!("            (the same stack as at {})", seconds(at));
+                        writeln!(out, "{}", paint.tone(Tone::Dim, same))
+                    }
+                    _ => {
+                        shown.insert(call.stack, self.t_ns);
+                        write_stack(out, "            ", &call.frames, paint)
+                    }
+                }
             }
             WhatView::PreExisting => {
-                writeln!(out, "\n{at:>10}  it was there when the recording of this space began{then}")
+                writeln!(
+                    out,
+                    "\n{at:>10}  it was there when the recording of this space began{then}"
+                )
             }
             WhatView::Look { cause, mapped } => {
                 let found = if *mapped { "mapped" } else { "not mapped" };
-                writeln!(out, "\n{at:>10}  the recorder looked ({cause}): {found}{then}")
+                writeln!(
+                    out,
+                    "\n{at:>10}  the recorder looked ({cause}): {found}{then}"
+                )
             }
         }
     }
@@ -219,9 +254,17 @@ pub fn nearest(address: Addr, spaces: &[SpaceMaps], world: &World) -> Option<Str
         .flat_map(|s| s.regions.iter().map(move |m| (s, m)));
     let (space, mapped) = regions.min_by_key(|(_, m)| distance(m))?;
     let range = mapped.region.range;
-    let side = if range.start > address { "above" } else { "below" };
+    let side = if range.start > address {
+        "above"
+    } else {
+        "below"
+    };
     let path = world.files.path(mapped.region.file);
-    let path = if path.is_empty() { "anonymous memory" } else { path };
+    let path = if path.is_empty() {
+        "anonymous memory"
+    } else {
+        path
+    };
     Some(format!(
         "the nearest mapping is {:x}-{:x} ({}), {} {side} it, in process {}",
         range.start.0,

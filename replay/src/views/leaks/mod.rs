@@ -17,7 +17,7 @@ use maptrail_tracelog::types::StackId;
 use serde::Serialize;
 
 use crate::leaks::{By, Growth, Leaks, Memory, Row, Subject, Verdict};
-use crate::symbols::{Frame, Names};
+use crate::symbols::{Frame, Names, path_of};
 use crate::world::World;
 
 pub use text::Detail;
@@ -108,8 +108,7 @@ impl Entry {
 
 fn label(subject: Subject, world: &World, names: &mut Names) -> String {
     match subject {
-        Subject::Stack(stack) => names
-            .label(world, stack)
+        Subject::Stack(stack) => path_of(&names.stack(world, stack))
             .unwrap_or_else(|| "calls without a stack".to_owned()),
         Subject::Module(id) => match world.module(id) {
             Some(module) => world.files.path(module.file).to_owned(),

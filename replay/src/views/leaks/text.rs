@@ -30,7 +30,12 @@ impl Report {
     ///
     /// # Errors
     /// Those of the output.
-    pub fn write_text(&self, out: &mut dyn Write, screen: Screen, detail: Detail) -> io::Result<()> {
+    pub fn write_text(
+        &self,
+        out: &mut dyn Write,
+        screen: Screen,
+        detail: Detail,
+    ) -> io::Result<()> {
         let paint = screen.paint();
         self.write_answer(out, paint)?;
         let in_full = |e: &&Entry| detail == Detail::All || e.verdict == Verdict::Leak;
@@ -40,7 +45,7 @@ impl Report {
         let folded: Vec<&Entry> = self.stacks.iter().filter(|e| !in_full(e)).collect();
         self.write_folded(out, &folded, screen)?;
         if self.rows_left_out > 0 {
-            let more = format!("{} more were left out by --top.", self.rows_left_out);
+            let more = format!("And {} more, left out by --top.", self.rows_left_out);
             writeln!(out, "\n{}", paint.tone(Tone::Dim, more))?;
         }
         Ok(())
@@ -52,13 +57,23 @@ impl Report {
         let growth = &self.growth;
         let grew = match growth.reserved_bytes {
             0 => format!("In {window} the address space did not grow"),
-            n if n < 0 => format!("In {window} the address space shrank by {}", size(n.unsigned_abs())),
-            n => format!("In {window} the address space grew by {}", size(n.unsigned_abs())),
+            n if n < 0 => format!(
+                "In {window} the address space shrank by {}",
+                size(n.unsigned_abs())
+            ),
+            n => format!(
+                "In {window} the address space grew by {}",
+                size(n.unsigned_abs())
+            ),
+        };
+        // Without two samples nothing is known of RAM, and 0 would be misread.
+        let ram = match growth.resident_bytes {
+            0 => String::new(),
+            n => format!(", {} in RAM", signed_size(n)),
         };
         let grew = format!(
-            "{grew} ({} accessible, {} in RAM)",
-            signed_size(growth.committed_bytes),
-            signed_size(growth.resident_bytes),
+            "{grew} ({} accessible{ram})",
+            signed_size(growth.committed_bytes)
         );
         let leak = self.stacks.first().filter(|e| e.verdict == Verdict::Leak);
         let Some(worst) = leak else {
@@ -83,19 +98,33 @@ impl Report {
         let others = self.leak_rows.saturating_sub(1);
         if others > 0 {
             let held = size(self.leaked_bytes.saturating_sub(worst.held_bytes));
-            let (s, verb) = if others == 1 { ("", "leaks") } else { ("s", "leak") };
-            writeln!(out, "{others} other {}{s} {verb} too: {held} together.", self.by)?;
+            let (s, verb) = if others == 1 {
+                ("", "leaks")
+            } else {
+                ("s", "leak")
+            };
+            writeln!(
+                out,
+                "{others} other {}{s} {verb} too: {held} together.",
+                self.by
+            )?;
         }
         Ok(())
     }
 
     fn write_doubts(&self, out: &mut dyn Write, paint: Paint) -> io::Result<()> {
-        let doubtful = || self.stacks.iter().filter(|e| e.verdict == Verdict::Undecided);
+        let doubtful = || {
+            self.stacks
+                .iter()
+                .filter(|e| e.verdict == Verdict::Undecided)
+        };
         let n = doubtful().count();
         if n == 0 {
             return Ok(());
         }
-        let held: u64 = doubtful().map(|e| e.held_bytes).fold(0, u64::saturating_add);
+        let held: u64 = doubtful()
+            .map(|e| e.held_bytes)
+            .fold(0, u64::saturating_add);
         let (s, verb) = if n == 1 { ("", "is") } else { ("s", "are") };
         let doubt = format!(
             "{n} {}{s} {verb} undecided and {} {}: a longer recording would tell.",
@@ -122,13 +151,23 @@ impl Report {
             table.row([
                 entry.verdict.name().to_owned(),
                 format!("{} held", size(entry.held_bytes)),
-                format!("{} given back", percent(entry.released_bytes, entry.mapped_bytes)),
+                format!(
+                    "{} given back",
+                    percent(entry.released_bytes, entry.mapped_bytes)
+                ),
                 escaped(&entry.label).to_string(),
             ]);
         }
         for (line, entry) in table.lines().iter().zip(folded) {
-            let width = if screen.terminal { screen.width } else { usize::MAX };
-            let line: String = line.chars().take(width.saturating_sub(INDENT.len())).collect();
+            let width = if screen.terminal {
+                screen.width
+            } else {
+                usize::MAX
+            };
+            let line: String = line
+                .chars()
+                .take(width.saturating_sub(INDENT.len()))
+                .collect();
             let tone = match entry.verdict {
                 Verdict::Undecided => Tone::Doubtful,
                 _ => Tone::Dim,
@@ -166,7 +205,11 @@ impl Entry {
             rate(self.growth_bytes_per_min),
             percent(self.released_bytes, self.mapped_bytes),
         )?;
-        writeln!(out, "{INDENT}{}", paint.tone(Tone::Dim, escaped(&self.evidence)))?;
+        writeln!(
+            out,
+            "{INDENT}{}",
+            paint.tone(Tone::Dim, escaped(&self.evidence))
+        )?;
         match self.stack {
             Some(_) => write_stack(out, INDENT, &self.frames, paint),
             None => writeln!(out, "{INDENT}{}", escaped(&self.label)),
@@ -176,7 +219,11 @@ impl Entry {
     /// `1,600 × 256.0 KiB`.
     fn times(&self) -> String {
         let about = if self.is_even() { "" } else { "about " };
-        format!("{} × {about}{}", count(self.held_mappings), size(self.typical()))
+        format!(
+            "{} × {about}{}",
+            count(self.held_mappings),
+            size(self.typical())
+        )
     }
 
     /// `1,600 mappings of 256.0 KiB each`.
@@ -203,6 +250,9 @@ impl Entry {
     }
 
     fn pace(&self) -> String {
-        format!("grows by {}", rate(self.growth_bytes_per_min).trim_start_matches('+'))
+        format!(
+            "grows by {}",
+            rate(self.growth_bytes_per_min).trim_start_matches('+')
+        )
     }
 }

@@ -27,7 +27,12 @@ pub fn write_line(out: &mut String, tid: Tid, event: &CallEvent) -> fmt::Result 
     write!(out, "{:<5} ", tid.0)?;
     write_call(out, event)?;
     let column = out.len() - start;
-    write!(out, "{:pad$}= ", "", pad = RESULT_COLUMN.saturating_sub(column))?;
+    write!(
+        out,
+        "{:pad$}= ",
+        "",
+        pad = RESULT_COLUMN.saturating_sub(column)
+    )?;
     write_result(out, event)
 }
 
@@ -63,7 +68,10 @@ fn write_args(out: &mut String, event: &CallEvent) -> fmt::Result {
                 }
                 match (call, i) {
                     // Flags without names, and a number that is no pointer.
-                    (Call::ProcessMadvise, 4) | (Call::Mseal, 2) | (Call::IoDestroy, 0) | (Call::ArchPrctl, 1) => {
+                    (Call::ProcessMadvise, 4)
+                    | (Call::Mseal, 2)
+                    | (Call::IoDestroy, 0)
+                    | (Call::ArchPrctl, 1) => {
                         write_hex(out, value)?;
                     }
                     (Call::RemapFilePages, 3) => write!(out, "{value}")?,

@@ -12,7 +12,7 @@ pub use escape::{Escaped, escaped};
 pub use paint::{Paint, Tone};
 pub use plot::{Series, plot, sparkline};
 pub use table::Table;
-pub use units::{Count, count, parse_size, percent, rate, seconds, signed_size, size};
+pub use units::{Count, count, parse_size, percent, plural, rate, seconds, signed_size, size};
 
 /// What is known of the place where text goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

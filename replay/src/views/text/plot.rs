@@ -133,7 +133,11 @@ mod tests {
         );
         assert_eq!(picture.len(), 8);
         let drawn = |l: &str| l.chars().any(|c| ('\u{2801}'..='\u{28ff}').contains(&c));
-        assert!(picture.first().is_some_and(|l| l.contains("100 B") && drawn(l)));
+        assert!(
+            picture
+                .first()
+                .is_some_and(|l| l.contains("100 B") && drawn(l))
+        );
         assert!(picture.last().is_some_and(|l| l.contains("100 s")));
         assert!(picture.iter().all(|l| l.chars().count() <= 40));
     }

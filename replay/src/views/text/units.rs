@@ -37,7 +37,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     text.trim()
         .parse::<ByteSize>()
         .map(|s| s.as_u64())
-        .map_err(|_| format!("{text:?} is no size: write 64KiB, 100MiB, 1.5GiB or a number of bytes"))
+        .map_err(|_| {
+            format!("{text:?} is no size: write 64KiB, 100MiB, 1.5GiB or a number of bytes")
+        })
 }
 
 /// Seconds with as many digits as help: `0.042 s`, `12.5 s`, `3 min 20 s`.
@@ -71,6 +73,12 @@ pub fn percent(part: u64, whole: u64) -> String {
     }
 }
 
+/// What makes a noun plural where it is not one thing.
+#[must_use]
+pub fn plural(n: u64) -> &'static str {
+    if n == 1 { "" } else { "s" }
+}
+
 /// A number with separated thousands.
 #[derive(Clone, Copy, Debug)]
 pub struct Count(u64);
@@ -101,7 +109,12 @@ mod tests {
 
     #[test]
     fn sizes_read_back() {
-        for (text, bytes) in [("64KiB", 65_536), ("1.5 GiB", 3 << 29), ("4096", 4096), ("1MB", 1_000_000)] {
+        for (text, bytes) in [
+            ("64KiB", 65_536),
+            ("1.5 GiB", 3 << 29),
+            ("4096", 4096),
+            ("1MB", 1_000_000),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes));
         }
         assert!(parse_size("much").is_err());

@@ -1,0 +1,201 @@
+//! What every view prints for one small log, text and JSON, compared with the files in `expected/`.
+//!
+//! Run with `MAPTRAIL_UPDATE_GOLDEN=1` to write those files anew, and read the difference.
+
+mod story;
+
+use std::io::{Cursor, Write};
+use std::path::PathBuf;
+
+use maptrail_replay::check::verify;
+use maptrail_replay::leaks::{By, Options, leaks};
+use maptrail_replay::maps_at::maps_at;
+use maptrail_replay::replay::replay;
+use maptrail_replay::symbols::Names;
+use maptrail_replay::usage::usage;
+use maptrail_replay::views;
+use maptrail_replay::views::events::{Events, Format};
+use maptrail_replay::views::leaks::{Detail, Report};
+use maptrail_replay::views::maps::Maps;
+use maptrail_replay::views::text::Screen;
+use maptrail_replay::views::timeline::{Timeline, points};
+use maptrail_replay::views::who::{Life, nearest};
+use maptrail_replay::who::who;
+use maptrail_tracelog::reader::{LogBytes, LogReader};
+use maptrail_tracelog::types::{Addr, Nanos};
+
+const TERMINAL: Screen = Screen {
+    width: 90,
+    colour: true,
+    terminal: true,
+};
+
+type Log = LogReader<Cursor<Vec<u8>>>;
+
+fn log() -> Log {
+    LogReader::open(Cursor::new(story::log())).expect("the story is a log")
+}
+
+/// Names from the log alone, so that this machine's files do not matter.
+fn names(log: &mut Log) -> Names {
+    Names::from_log(log.names().expect("names"))
+}
+
+fn print(write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> String {
+    let mut out = Vec::new();
+    write(&mut out).expect("memory takes everything");
+    String::from_utf8(out).expect("text")
+}
+
+fn compare(name: &str, printed: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden/expected")
+        .join(name);
+    if std::env::var_os("MAPTRAIL_UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, printed).expect("the golden file can be written");
+        return;
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        printed == expected,
+        "{} differs from what is printed now. If that is wanted, run the tests with \
+         MAPTRAIL_UPDATE_GOLDEN=1 and look at the difference.\n--- printed now:\n{printed}",
+        path.display()
+    );
+    // Whatever the target calls itself, only our own colours reach a terminal.
+    let coloured = name.contains("terminal");
+    let harmful = |c: char| c.is_control() && c != '\n' && !(coloured && c == '\x1b');
+    assert!(!printed.contains(harmful), "{name} has control characters");
+    assert!(
+        !printed.contains("\x1b[31m/"),
+        "{name} has the target's colour"
+    );
+}
+
+fn report(by: By, top: Option<usize>) -> Report {
+    let mut log = log();
+    let options = Options {
+        by,
+        top,
+        ..Options::default()
+    };
+    let (found, world) = leaks(&mut log, options).expect("a good log");
+    Report::new(&found, by, &world, &mut names(&mut log))
+}
+
+#[test]
+fn leaks_answers_first() {
+    let report = report(By::Stack, None);
+    for (name, screen, detail) in [
+        ("leaks.txt", Screen::PLAIN, Detail::Leaks),
+        ("leaks-all.txt", Screen::PLAIN, Detail::All),
+        ("leaks-terminal.txt", TERMINAL, Detail::Leaks),
+    ] {
+        compare(name, &print(|out| report.write_text(out, screen, detail)));
+    }
+    compare("leaks.json", &print(|out| views::write_json(out, &report)));
+}
+
+#[test]
+fn leaks_adds_up_by_other_things() {
+    let mut printed = String::new();
+    for by in [By::Module, By::Thread, By::Kind] {
+        let report = report(by, Some(2));
+        printed += &print(|out| report.write_text(out, Screen::PLAIN, Detail::All));
+        printed += "\n";
+    }
+    compare("leaks-by.txt", &printed);
+}
+
+#[test]
+fn maps_shows_births() {
+    let mut log = log();
+    let at = Some(Nanos(20_500_000_000));
+    let (spaces, world) = maps_at(&mut log, at, None).expect("a good log");
+    let maps = Maps::new(&spaces, &world, &mut names(&mut log));
+    compare(
+        "maps.txt",
+        &print(|out| maps.write_text(out, Screen::PLAIN)),
+    );
+    compare("maps.json", &print(|out| views::write_json(out, &maps)));
+}
+
+#[test]
+fn timeline_draws_or_counts() {
+    let printed = |name: &str, screen: Screen, json: bool| {
+        let mut log = log();
+        let (usage, world) = usage(&mut log, points(screen, json), 4).expect("a good log");
+        let timeline = Timeline::new(&usage, &world, &mut names(&mut log));
+        let text = print(|out| match json {
+            true => views::write_json(out, &timeline),
+            false => timeline.write_text(out, screen),
+        });
+        compare(name, &text);
+    };
+    printed("timeline.txt", Screen::PLAIN, false);
+    printed("timeline-terminal.txt", TERMINAL, false);
+    printed("timeline.json", Screen::PLAIN, true);
+}
+
+#[test]
+fn who_tells_a_life_through_a_move() {
+    let mut log = log();
+    let (found, world) = who(&mut log, story::MOVED_TO, None, None).expect("a good log");
+    let life = Life::new(story::MOVED_TO, &found, &world, &mut names(&mut log));
+    compare("who.txt", &print(|out| life.write_text(out, Screen::PLAIN)));
+    compare("who.json", &print(|out| views::write_json(out, &life)));
+    let (spaces, world) = maps_at(&mut log, None, None).expect("a good log");
+    let near = nearest(Addr(0x10), &spaces, &world).expect("something is mapped");
+    compare("who-nearest.txt", &format!("{near}\n"));
+}
+
+#[test]
+fn events_are_straces_lines_or_json() {
+    for (name, format) in [
+        ("events.txt", Format::Strace),
+        ("events.json", Format::Json),
+    ] {
+        let text = print(|out| {
+            let mut events = Events::new(out, format);
+            replay(&mut log(), &mut events).expect("a good log");
+            events.finish()
+        });
+        // The first of them: all would be hundreds of lines.
+        let first: String = text.split_inclusive('\n').take(16).collect();
+        compare(name, &first);
+        assert_eq!(text.lines().count(), story::EVENTS);
+    }
+}
+
+#[test]
+fn verify_says_drift_and_where() {
+    let (good, _) = verify(&mut log()).expect("a good log");
+    let mut drifted = LogReader::open(Cursor::new(story::drifted())).expect("a log");
+    let (bad, _) = verify(&mut drifted).expect("a good log");
+    let printed = print(|out| {
+        views::verify::write_text(out, &good, Screen::PLAIN)?;
+        writeln!(out)?;
+        views::verify::write_text(out, &bad, Screen::PLAIN)
+    });
+    compare("verify.txt", &printed);
+    compare("verify.json", &print(|out| views::write_json(out, &bad)));
+}
+
+#[test]
+fn info_tells_what_a_log_is() {
+    let mut info = views::info::gather(&mut log()).expect("a good log");
+    // How well a block compresses is not this test's business.
+    info.log_bytes = LogBytes {
+        events: 2000,
+        stacks: 100,
+        modules: 200,
+        symbols: 300,
+        other: 400,
+        total: 3000,
+    };
+    compare(
+        "info.txt",
+        &print(|out| views::info::write_text(out, &info, Screen::PLAIN)),
+    );
+    compare("info.json", &print(|out| views::write_json(out, &info)));
+}
