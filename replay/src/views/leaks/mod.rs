@@ -90,7 +90,8 @@ impl Entry {
             held_bytes: row.held_bytes,
             held_mappings: row.held_mappings,
             committed_bytes: row.committed_bytes,
-            resident_bytes: row.resident_bytes,
+            // Of nothing, nothing is in RAM, whether anybody looked or not.
+            resident_bytes: row.resident_bytes.or((row.held_bytes == 0).then_some(0)),
             mapped_bytes: row.mapped_bytes,
             mapped_calls: row.mapped_calls,
             released_bytes: row.released_bytes,
