@@ -97,8 +97,9 @@ impl Symboliser {
 
     /// Asks one file for the names that are still missing.
     fn fill(&mut self, path: &Path, debug: bool, names: &mut [Name]) {
-        let mut missing: Vec<&mut Name> =
-            names.iter_mut().filter(|n| n.frames.is_empty()).collect();
+        // No module reaches into the upper half; a damaged log may say so, and sums would overflow.
+        let possible = |n: &&mut Name| n.frames.is_empty() && n.lookup <= i64::MAX as u64;
+        let mut missing: Vec<&mut Name> = names.iter_mut().filter(possible).collect();
         let lookups: Vec<u64> = missing.iter().map(|n| n.lookup).collect();
         let found = self.ask(path, debug, &lookups).or_else(|Failed| {
             // One bad place spoils its whole batch: ask for each by itself, once.
