@@ -1,7 +1,7 @@
 //! `leaks`: the answer first, then each stack with what it holds.
 //!
 //! # JSON
-//! `window_s`, `growth` with `reserved_bytes`, `committed_bytes`, `resident_bytes` and
+//! `window_s`, `spaces` (how many address spaces there were), `growth` (all of them together) with `reserved_bytes`, `committed_bytes`, `resident_bytes` and
 //! `explained_resident_bytes`, `leaked_bytes` and `leak_rows` (the stacks whose verdict is `leak`, all
 //! together), `rows_left_out` (by `--top`), `by` (what the rows are about: `stack`, `module`, `thread`
 //! or `kind`), and `stacks[]`, worst first: `verdict`, `evidence` (why, in words), `held_bytes`,
@@ -26,6 +26,7 @@ pub use text::Detail;
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     window_s: f64,
+    spaces: usize,
     growth: Growth,
     leaked_bytes: u64,
     leak_rows: usize,
@@ -61,6 +62,7 @@ impl Report {
     pub fn new(leaks: &Leaks, by: By, world: &World, names: &mut Names) -> Report {
         Report {
             window_s: leaks.window_s,
+            spaces: world.space_infos().len(),
             growth: leaks.growth,
             leaked_bytes: leaks.leaked_bytes,
             leak_rows: leaks.leak_rows,

@@ -55,16 +55,14 @@ impl Report {
     fn write_answer(&self, out: &mut dyn Write, paint: Paint) -> io::Result<()> {
         let window = seconds(Nanos((self.window_s * 1e9) as u64));
         let growth = &self.growth;
+        let whose = match self.spaces {
+            0 | 1 => "the address space".to_owned(),
+            n => format!("{n} address spaces together"),
+        };
         let grew = match growth.reserved_bytes {
-            0 => format!("In {window} the address space did not grow"),
-            n if n < 0 => format!(
-                "In {window} the address space shrank by {}",
-                size(n.unsigned_abs())
-            ),
-            n => format!(
-                "In {window} the address space grew by {}",
-                size(n.unsigned_abs())
-            ),
+            0 => format!("In {window} {whose} did not grow"),
+            n if n < 0 => format!("In {window} {whose} shrank by {}", size(n.unsigned_abs())),
+            n => format!("In {window} {whose} grew by {}", size(n.unsigned_abs())),
         };
         // Without two samples nothing is known of RAM, and 0 would be misread.
         let ram = match growth.resident_bytes {
