@@ -1,8 +1,8 @@
 //! `leaks`: the answer first, then each stack with what it holds.
 //!
 //! # JSON
-//! `window_s`, `spaces` (how many address spaces there were), `growth` (all of them together) with `reserved_bytes`, `committed_bytes`, `resident_bytes` and
-//! `explained_resident_bytes`, `leaked_bytes` and `leak_rows` (the stacks whose verdict is `leak`, all
+//! `window_s`, `spaces` (how many address spaces there were), `growth` (all of them together) with
+//! `reserved_bytes`, `committed_bytes`, `resident_bytes` and `explained_resident_bytes`, `leaked_bytes` and `leak_rows` (the stacks whose verdict is `leak`, all
 //! together), `rows_left_out` (by `--top`), `by` (what the rows are about: `stack`, `module`, `thread`
 //! or `kind`), and `stacks[]`, worst first: `verdict`, `evidence` (why, in words), `held_bytes`,
 //! `held_mappings`, `committed_bytes` (of the held ones), `resident_bytes` (likewise; `null` if nobody
