@@ -122,9 +122,14 @@ pub fn at_exit(event: &CallEvent, birth: BirthId, files: &Files) -> Option<Op<'s
                 },
                 birth,
             }),
-            Remap::Copy => Some(Op::Duplicate {
+            Remap::Copy if a1 == 0 => Some(Op::Alias {
                 from: Addr(a0),
                 to: pages(result, a2)?,
+                birth,
+            }),
+            Remap::Copy => Some(Op::Duplicate {
+                source: pages(a0, a1)?,
+                to: pages(result, a1)?.start,
                 birth,
             }),
         },

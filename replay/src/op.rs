@@ -51,14 +51,24 @@ pub enum Op<'a> {
         /// Their birth.
         birth: BirthId,
     },
-    /// `[to, to + len)` shows the same memory as what is mapped from `from` on (`mremap` with an old
-    /// size of 0, or with MREMAP_DONTUNMAP).
+    /// What is mapped in `source` appears a second time, from `to` on, holes and all
+    /// (MREMAP_DONTUNMAP).
     Duplicate {
-        /// The source's first byte.
-        from: Addr,
-        /// The copy.
-        to: Range,
+        /// The source, which stays.
+        source: Range,
+        /// Where the copy's first byte is.
+        to: Addr,
         /// Birth of the copy.
+        birth: BirthId,
+    },
+    /// The mapping at `from` appears a second time at `to`, to whatever length (an `mremap` of old
+    /// size 0).
+    Alias {
+        /// The first byte to appear.
+        from: Addr,
+        /// Where.
+        to: Range,
+        /// Birth of the new mapping.
         birth: BirthId,
     },
     /// The heap ends here now (a byte address): pages in between come or go.

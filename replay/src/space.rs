@@ -171,7 +171,8 @@ impl Space {
                 birth,
             } => self.land(thread, to, len, birth, deltas),
             Op::Extend { range, birth } => self.extend(range, birth, deltas),
-            Op::Duplicate { from, to, birth } => self.duplicate(from, to, birth, deltas),
+            Op::Duplicate { source, to, birth } => self.duplicate(source, to, birth, deltas),
+            Op::Alias { from, to, birth } => self.alias(from, to, birth, deltas),
             Op::Brk { end, birth } => self.set_brk(end, birth, deltas),
             Op::BrkIs(end) => self.brk = end,
             Op::DetachShm(addr) => self.detach_shm(addr, files, deltas),
@@ -273,15 +274,21 @@ impl Space {
         // A program may cut a piece out of a stack that the kernel has grown: whatever the stack has
         // below the cut stays, and ends where the cut begins.
         if carved < range.len()
-            && self.stubs.len() < MAX_STUBS
-            && self.find(Addr(range.start.0.saturating_sub(1))).is_none()
             && let Some((_, above)) = self.regions.range(range.end.0..).next()
             && above.grows_down
         {
-            self.stubs.push(Stub {
-                end: range.start,
-                perms: above.perms,
-            });
+            let below = self.stubs.iter().find(|s| s.end == above.range.start);
+            let perms = below.map_or(above.perms, |stub| stub.perms);
+            self.leave_stub(range.start, perms);
+        }
+    }
+
+    /// What the kernel may have grown below `end` keeps these permissions.
+    fn leave_stub(&mut self, end: Addr, perms: Perms) {
+        let stub = Stub { end, perms };
+        let is_hole = self.find(Addr(end.0.saturating_sub(1))).is_none();
+        if is_hole && self.stubs.len() < MAX_STUBS && !self.stubs.contains(&stub) {
+            self.stubs.push(stub);
         }
     }
 
@@ -306,6 +313,11 @@ impl Space {
         }
         self.split_at(range.start);
         self.split_at(range.end);
+        // The pages that the kernel may have grown below a stack keep what they had.
+        let lowest = self.touching(range).next().copied();
+        if let Some(lowest) = lowest.filter(|r| r.grows_down && !from_start) {
+            self.leave_stub(lowest.range.start, lowest.perms);
+        }
         for (_, region) in self.regions.range_mut(range.start.0..range.end.0) {
             let before = *region;
             region.perms = region.perms.with_prot(prot);

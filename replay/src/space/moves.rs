@@ -55,7 +55,8 @@ impl Space {
     }
 
     /// Releases what is mapped where `pieces` of `source` will land: the whole destination, or, when
-    /// several mappings with holes between move at once, only what each covers, as the kernel does.
+    /// mappings with holes between or behind them move at once, only what each covers, as the kernel
+    /// does.
     fn clear_for(
         &mut self,
         pieces: &[Region],
@@ -64,11 +65,8 @@ impl Space {
         moved: impl Fn(Range) -> Range,
         deltas: &mut Vec<Delta>,
     ) {
-        let with_holes = pieces.windows(2).any(|two| match two {
-            [a, b] => a.range.end != b.range.start,
-            _ => false,
-        });
-        if with_holes {
+        let has_holes = pieces.iter().map(Region::len).sum::<u64>() < source.len();
+        if has_holes {
             for piece in pieces {
                 self.carve(moved(piece.range), |old| deltas.push(Delta::Released(old)));
             }
@@ -103,31 +101,17 @@ impl Space {
 
     pub(super) fn duplicate(
         &mut self,
-        from: Addr,
-        to: Range,
+        source: Range,
+        to: Addr,
         birth: BirthId,
         deltas: &mut Vec<Delta>,
     ) {
-        let source = Range {
-            start: from,
-            end: Addr(from.0.saturating_add(to.len())),
-        };
         let pieces: Vec<Region> = self
             .touching(source)
             .filter_map(|r| r.clipped(source))
             .collect();
-        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
-            return;
-        };
-        if first.range.start != from {
-            return;
-        }
-        let moved = |r: Range| translated(r, from, to.start);
-        let rest = Range {
-            start: moved(last.range).end,
-            end: to.end,
-        };
-        self.clear_for(&pieces, source, to.len(), moved, deltas);
+        let moved = |r: Range| translated(r, source.start, to);
+        self.clear_for(&pieces, source, source.len(), moved, deltas);
         for piece in &pieces {
             let copy = Region {
                 range: moved(piece.range),
@@ -136,8 +120,27 @@ impl Space {
             };
             self.map(copy, deltas);
         }
-        // A shared mapping can be duplicated to a greater length than it has.
-        self.extend(rest, birth, deltas);
+    }
+
+    pub(super) fn alias(&mut self, from: Addr, to: Range, birth: BirthId, deltas: &mut Vec<Delta>) {
+        let Some(&source) = self.find(from) else {
+            return;
+        };
+        let continued = Region {
+            range: Range {
+                start: source.range.start,
+                end: Addr(from.0.saturating_add(to.len())),
+            },
+            birth,
+            ..source
+        };
+        let whole = Range {
+            start: from,
+            end: continued.range.end,
+        };
+        if let Some(shown) = continued.clipped(whole) {
+            self.map(Region { range: to, ..shown }, deltas);
+        }
     }
 }
 

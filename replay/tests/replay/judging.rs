@@ -1,0 +1,367 @@
+//! Verdicts and sums of `leaks` on logs whose truth is known.
+
+use maptrail_replay::leaks::{By, Leaks, Options, Row, Subject, Verdict, leaks};
+use maptrail_tracelog::calls::Call;
+use maptrail_tracelog::record::{Body, Origin, PageRun, Residency, RssSample};
+use maptrail_tracelog::types::{Nanos, PAGE, SpaceId, StackId};
+
+use crate::log::{Log, MAIN, MAP_ANONYMOUS, MAP_PRIVATE, RW, T1, range, vma};
+
+const BASE: u64 = 0x1_0000_0000;
+const SECOND: u64 = 1_000_000_000;
+/// Apart from each other in the address space.
+const STRIDE: u64 = 0x10_0000;
+
+fn at(i: u64) -> u64 {
+    BASE + i * STRIDE
+}
+
+fn ask(log: &Log, options: Options) -> Leaks {
+    let (answer, world) = leaks(&mut log.source(), options).expect("memory reads");
+    world.spaces().for_each(|space| space.assert_valid());
+    answer
+}
+
+fn row_of(answer: &Leaks, stack: u32) -> &Row {
+    let subject = Subject::Stack(StackId(stack));
+    let found = answer.rows.iter().find(|row| row.subject == subject);
+    found.unwrap_or_else(|| panic!("no row of stack {stack}: {answer:#?}"))
+}
+
+fn only_row(log: &Log) -> Row {
+    let answer = ask(log, Options::default());
+    assert_eq!(answer.rows.len(), 1, "{answer:#?}");
+    row_of(&answer, 1).clone()
+}
+
+/// Ends the window a while after the last call.
+fn close(log: &mut Log, at: u64) {
+    log.wait_until(Nanos(at));
+    log.record(Body::Note("end".into()));
+}
+
+#[test]
+fn a_steady_leak_among_churn_is_a_leak_at_its_rate() {
+    let mut log = Log::new(&[]);
+    for i in 0..600 {
+        log.wait_until(Nanos(i * SECOND / 10));
+        log.stack = StackId(1);
+        log.mmap(at(i), 16);
+        log.stack = StackId(2);
+        for _ in 0..20 {
+            log.mmap(BASE - STRIDE, 16);
+            log.munmap(BASE - STRIDE, 16);
+        }
+    }
+    close(&mut log, 60 * SECOND);
+    let answer = ask(&log, Options::default());
+    let leak = row_of(&answer, 1);
+    assert_eq!(leak.verdict, Verdict::Leak, "{leak:#?}");
+    assert_eq!(
+        (leak.held_mappings, leak.held_bytes),
+        (600, 600 * 16 * PAGE)
+    );
+    assert_eq!((leak.released_bytes, leak.median_bytes), (0, 16 * PAGE));
+    let true_rate = (600 * 16 * PAGE) as f64;
+    let off = (leak.growth_bytes_per_min - true_rate).abs() / true_rate;
+    assert!(off < 0.02, "{} bytes a minute", leak.growth_bytes_per_min);
+    let churn = row_of(&answer, 2);
+    assert_eq!(churn.verdict, Verdict::Churn, "{churn:#?}");
+    assert_eq!((churn.mapped_calls, churn.held_bytes), (12_000, 0));
+    assert_eq!(churn.released_bytes, churn.mapped_bytes);
+    assert_eq!(answer.rows[0].verdict, Verdict::Leak, "worst first");
+    assert_eq!(
+        (answer.leak_rows, answer.leaked_bytes),
+        (1, leak.held_bytes)
+    );
+}
+
+#[test]
+fn a_leak_hidden_in_the_churn_of_its_own_stack_is_found() {
+    let mut log = Log::new(&[]);
+    for i in 0..2000 {
+        log.wait_until(Nanos(i * SECOND / 100));
+        log.mmap(at(i), 4);
+        if i % 20 != 0 {
+            log.munmap(at(i), 4);
+        }
+    }
+    close(&mut log, 20 * SECOND);
+    let row = only_row(&log);
+    assert_eq!(row.verdict, Verdict::Leak, "{row:#?}");
+    assert_eq!(row.held_mappings, 100);
+}
+
+#[test]
+fn growth_that_stopped_is_a_plateau() {
+    let mut log = Log::new(&[]);
+    for i in 0..40 {
+        log.wait_until(Nanos(i * SECOND / 10));
+        log.mmap(at(i), 4);
+    }
+    close(&mut log, 20 * SECOND);
+    let row = only_row(&log);
+    assert_eq!(row.verdict, Verdict::Plateau, "{row:#?}");
+}
+
+#[test]
+fn a_cache_that_gives_back_what_is_old_is_no_leak() {
+    let mut log = Log::new(&[]);
+    for i in 0..1000 {
+        log.wait_until(Nanos(i * SECOND / 50));
+        log.mmap(at(i), 4);
+        if let Some(old) = i.checked_sub(50) {
+            log.munmap(at(old), 4);
+        }
+    }
+    close(&mut log, 20 * SECOND);
+    let row = only_row(&log);
+    assert_eq!(row.held_mappings, 50);
+    assert_ne!(row.verdict, Verdict::Leak, "{row:#?}");
+}
+
+#[test]
+fn what_is_given_back_is_never_a_leak() {
+    let mut log = Log::new(&[]);
+    for i in 0..100 {
+        log.wait_until(Nanos(i * SECOND / 10));
+        log.mmap(at(i), 4);
+    }
+    // It grew all along, and all of it goes at the very end.
+    for i in 0..100 {
+        log.munmap(at(i), 4);
+    }
+    let row = only_row(&log);
+    assert_eq!(row.verdict, Verdict::Churn, "{row:#?}");
+    assert_eq!((row.held_bytes, row.held_mappings), (0, 0));
+}
+
+#[test]
+fn one_mapping_or_two_are_one_offs() {
+    let mut log = Log::new(&[]);
+    log.mmap(at(0), 1000);
+    close(&mut log, 20 * SECOND);
+    assert_eq!(only_row(&log).verdict, Verdict::OneOff);
+}
+
+#[test]
+fn few_mappings_are_undecided() {
+    let mut log = Log::new(&[]);
+    for i in 0..4 {
+        log.wait_until(Nanos(i * 5 * SECOND));
+        log.mmap(at(i), 1000);
+    }
+    close(&mut log, 20 * SECOND);
+    let row = only_row(&log);
+    assert_eq!(row.verdict, Verdict::Undecided, "{row:#?}");
+    assert!(row.evidence.contains("only 4 mappings"), "{}", row.evidence);
+}
+
+#[test]
+fn address_space_without_access_is_a_reservation() {
+    let mut log = Log::new(&[]);
+    for i in 0..100 {
+        log.wait_until(Nanos(i * SECOND / 10));
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS;
+        log.call(Call::Mmap, &[0, 4 * PAGE, 0, flags, u64::MAX, 0], at(i));
+    }
+    let row = only_row(&log);
+    assert_eq!(row.verdict, Verdict::Reservation, "{row:#?}");
+    assert_eq!((row.held_bytes, row.committed_bytes), (400 * PAGE, 0));
+    // Once any of it is used, it is no reservation any more.
+    log.call(Call::Mprotect, &[at(7), 3 * PAGE, RW], 0);
+    let row = only_row(&log);
+    assert_eq!(row.committed_bytes, 3 * PAGE);
+    assert_eq!(row.verdict, Verdict::Leak, "{row:#?}");
+}
+
+#[test]
+fn memory_that_is_never_in_ram_is_a_reservation() {
+    let mut log = Log::new(&[]);
+    for i in 0..100 {
+        log.wait_until(Nanos(i * SECOND / 10));
+        log.stack = StackId(1 + (i % 2) as u32);
+        log.mmap(at(i), 4);
+    }
+    // Two of the four pages of each of the first stack's mappings.
+    let runs = (0..100).step_by(2).scan(0, |last, i| {
+        let first = at(i) / PAGE + 1;
+        let gap = first - *last;
+        *last = first + 2;
+        Some(PageRun { gap, pages: 2 })
+    });
+    log.record(Body::Residency(Residency {
+        space: MAIN,
+        looked_at: vec![range(BASE, 100 * STRIDE / PAGE)],
+        resident: runs.collect(),
+        swapped: vec![],
+    }));
+    let sample = |anon| RssSample {
+        anon,
+        ..RssSample::default()
+    };
+    log.record(Body::Rss(MAIN, sample(PAGE)));
+    log.record(Body::Rss(MAIN, sample(101 * PAGE)));
+    let answer = ask(&log, Options::default());
+    let used = row_of(&answer, 1);
+    assert_eq!(
+        (used.verdict, used.resident_bytes),
+        (Verdict::Leak, Some(100 * PAGE))
+    );
+    let unused = row_of(&answer, 2);
+    assert_eq!(
+        (unused.verdict, unused.resident_bytes),
+        (Verdict::Reservation, Some(0))
+    );
+    let growth = answer.growth;
+    assert_eq!(growth.reserved_bytes, 400 * PAGE as i64);
+    assert_eq!(growth.committed_bytes, 400 * PAGE as i64);
+    assert_eq!(growth.resident_bytes, 100 * PAGE as i64);
+    assert_eq!(growth.explained_resident_bytes, 100 * PAGE);
+}
+
+#[test]
+fn partly_released_mappings_hold_the_rest() {
+    let mut log = Log::new(&[]);
+    for (i, cut) in [(0, 0), (1, 6), (2, 3)] {
+        log.mmap(at(i), 8);
+        // Head, tail, middle.
+        log.munmap(at(i) + cut * PAGE, 2);
+    }
+    let row = only_row(&log);
+    assert_eq!((row.held_mappings, row.held_bytes), (3, 18 * PAGE));
+    assert_eq!(
+        (row.mapped_bytes, row.released_bytes),
+        (24 * PAGE, 6 * PAGE)
+    );
+}
+
+#[test]
+fn alignment_trimming_is_neither_churn_nor_a_greater_leak() {
+    // As allocators do for 64 KiB alignment: map twice as much, cut both ends off.
+    let mut log = Log::new(&[]);
+    for i in 0..100 {
+        log.wait_until(Nanos(i * SECOND / 10));
+        log.mmap(at(i) + PAGE, 32);
+        log.munmap(at(i) + PAGE, 15);
+        log.munmap(at(i) + 32 * PAGE, 1);
+    }
+    let row = only_row(&log);
+    assert_eq!(row.verdict, Verdict::Leak, "{row:#?}");
+    assert_eq!((row.held_mappings, row.held_bytes), (100, 1600 * PAGE));
+}
+
+#[test]
+fn moved_memory_is_still_its_makers() {
+    let mut log = Log::new(&[]);
+    log.mmap(at(0), 4);
+    log.stack = StackId(2);
+    log.call(Call::Mremap, &[at(0), 4 * PAGE, 6 * PAGE, 1], at(9));
+    let answer = ask(&log, Options::default());
+    assert_eq!(row_of(&answer, 1).held_bytes, 4 * PAGE);
+    assert_eq!(
+        row_of(&answer, 2).held_bytes,
+        2 * PAGE,
+        "what the move added"
+    );
+}
+
+#[test]
+fn many_short_processes_with_one_mapping_each_are_no_leak() {
+    let mut log = Log::new(&[]);
+    for i in 0..50u32 {
+        let child = SpaceId(1 + i);
+        log.wait_until(Nanos(u64::from(i) * SECOND));
+        log.start(child, Origin::Fork { parent: MAIN }, &[]);
+        log.space = child;
+        log.mmap(at(0), 100);
+        log.end(child);
+    }
+    let row = only_row(&log);
+    assert_eq!(row.verdict, Verdict::OneOff, "{row:#?}");
+    assert_eq!((row.spaces, row.held_mappings), (50, 50));
+}
+
+#[test]
+fn a_leak_in_a_forked_worker_is_its_own_and_inherited_memory_is_not() {
+    let mut log = Log::new(&[]);
+    log.stack = StackId(2);
+    log.mmap(at(900), 10);
+    let child = SpaceId(1);
+    log.start(
+        child,
+        Origin::Fork { parent: MAIN },
+        &[vma(range(at(900), 10), "rw-p")],
+    );
+    log.space = child;
+    log.stack = StackId(1);
+    for i in 0..100 {
+        log.wait_until(Nanos(i * SECOND / 10));
+        log.mmap(at(i), 4);
+    }
+    log.end(child);
+    let answer = ask(&log, Options::default());
+    assert_eq!(row_of(&answer, 1).verdict, Verdict::Leak);
+    let inherited = row_of(&answer, 2);
+    assert_eq!(
+        (inherited.mapped_calls, inherited.held_bytes),
+        (1, 10 * PAGE)
+    );
+    assert_eq!(answer.growth.reserved_bytes, 410 * PAGE as i64);
+}
+
+#[test]
+fn young_mappings_can_be_left_out() {
+    let mut log = Log::new(&[]);
+    for i in 0..10 {
+        log.wait_until(Nanos(i * SECOND));
+        log.mmap(at(i), 4);
+    }
+    close(&mut log, 10 * SECOND);
+    let options = Options {
+        min_age: Nanos(5 * SECOND),
+        ..Options::default()
+    };
+    let answer = ask(&log, options);
+    assert_eq!(row_of(&answer, 1).held_mappings, 5);
+}
+
+#[test]
+fn rows_can_be_about_threads_and_kinds_and_be_cut_short() {
+    let mut log = Log::new(&[]);
+    let args = [0, 4 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS, u64::MAX, 0];
+    for i in 0..8 {
+        log.stack = StackId(1 + (i % 2) as u32);
+        log.call_of(T1, Call::Mmap, &args, at(i) as i64);
+    }
+    let by = |by| {
+        ask(
+            &log,
+            Options {
+                by,
+                ..Options::default()
+            },
+        )
+    };
+    assert!(matches!(
+        by(By::Thread).rows[..],
+        [Row {
+            subject: Subject::Thread(T1),
+            ..
+        }]
+    ));
+    let kinds = by(By::Kind);
+    assert!(matches!(
+        kinds.rows[..],
+        [Row {
+            subject: Subject::Kind(Call::Mmap, _),
+            ..
+        }]
+    ));
+    let options = Options {
+        top: Some(1),
+        ..Options::default()
+    };
+    let cut = ask(&log, options);
+    assert_eq!((cut.rows.len(), cut.rows_left_out), (1, 1));
+}

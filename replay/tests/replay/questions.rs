@@ -1,0 +1,179 @@
+//! What was where, and when: maps at an instant, differences, who touched an address, sizes.
+
+use maptrail_replay::Error;
+use maptrail_replay::maps_at::{diff, maps_at};
+use maptrail_replay::usage::usage;
+use maptrail_replay::who::{What, who};
+use maptrail_tracelog::calls::Call;
+use maptrail_tracelog::record::{Body, Origin, RssSample};
+use maptrail_tracelog::types::{Addr, Nanos, PAGE, SpaceId, StackId};
+
+use crate::log::{Log, MAIN, MREMAP_MAYMOVE, START_BRK, range, vma};
+
+const A: u64 = 0x10_0000;
+const B: u64 = 0x20_0000;
+const C: u64 = 0x30_0000;
+
+fn calls_at(log: &Log, addr: u64, space: SpaceId) -> Vec<(Call, Addr)> {
+    let (answers, _) = who(&mut log.source(), Addr(addr), None, Some(space)).expect("reads");
+    let touches = answers.into_iter().flat_map(|who| who.touches);
+    touches
+        .filter_map(|touch| match touch.what {
+            What::Call(event) => Some((event.call, touch.addr)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn an_address_is_followed_back_through_moves() {
+    let mut log = Log::new(&[]);
+    log.mmap(C, 8); // Another life of the last place.
+    log.munmap(C, 8);
+    log.mmap(A, 8);
+    log.call(Call::Mprotect, &[A, 8 * PAGE, 1], 0);
+    log.call(Call::Mprotect, &[A, PAGE, 0], 0); // Another page.
+    log.call(Call::Mremap, &[A, 8 * PAGE, 8 * PAGE, MREMAP_MAYMOVE], B);
+    log.mmap(A, 8); // Somebody else's.
+    log.call(Call::Madvise, &[B + 2 * PAGE, 4 * PAGE, 4], 0);
+    log.call(
+        Call::Mremap,
+        &[B + 2 * PAGE, 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE],
+        C,
+    );
+    let asked = PAGE + 17;
+    let then = 3 * PAGE + 17;
+    assert_eq!(
+        calls_at(&log, C + asked, MAIN),
+        [
+            (Call::Mmap, Addr(A + then)),
+            (Call::Mprotect, Addr(A + then)),
+            (Call::Mremap, Addr(A + then)),
+            (Call::Madvise, Addr(B + then)),
+            (Call::Mremap, Addr(B + then)),
+        ]
+    );
+}
+
+#[test]
+fn an_address_in_a_forked_copy_is_followed_into_the_parent() {
+    let mut log = Log::new(&[]);
+    log.mmap(A, 8);
+    log.start(
+        SpaceId(1),
+        Origin::Fork { parent: MAIN },
+        &[vma(range(A, 8), "rw-p")],
+    );
+    log.call(Call::Mprotect, &[A, 8 * PAGE, 1], 0); // The parent's, after the fork.
+    log.space = SpaceId(1);
+    log.call(Call::Madvise, &[A, 8 * PAGE, 4], 0);
+    assert_eq!(
+        calls_at(&log, A, SpaceId(1)),
+        [(Call::Mmap, Addr(A)), (Call::Madvise, Addr(A))]
+    );
+    assert_eq!(
+        calls_at(&log, A, MAIN),
+        [(Call::Mmap, Addr(A)), (Call::Mprotect, Addr(A))]
+    );
+}
+
+#[test]
+fn the_heap_and_places_that_are_empty_now_have_a_story_too() {
+    let mut log = Log::new(&[]);
+    log.call(Call::Brk, &[START_BRK + 4 * PAGE], START_BRK + 4 * PAGE);
+    log.call(Call::Brk, &[START_BRK], START_BRK);
+    log.mmap(A, 1);
+    log.munmap(A, 1);
+    let at = |addr| -> Vec<Call> {
+        calls_at(&log, addr, MAIN)
+            .into_iter()
+            .map(|(call, _)| call)
+            .collect()
+    };
+    assert_eq!(at(START_BRK + PAGE), [Call::Brk, Call::Brk]);
+    assert_eq!(at(A), [Call::Mmap, Call::Munmap]);
+    let (answers, _) = who(&mut log.source(), Addr(B), None, None).expect("reads");
+    assert_eq!(answers, [], "never mapped");
+}
+
+#[test]
+fn maps_are_those_of_the_instant() {
+    let mut log = Log::new(&[vma(range(C, 1), "r-xp")]);
+    log.mmap(A, 4);
+    let between = log.now();
+    log.munmap(A, 4);
+    log.mmap(B, 4);
+    let ranges = |at| {
+        let (maps, _) = maps_at(&mut log.source(), at, None).expect("reads");
+        let regions = maps.into_iter().flat_map(|maps| maps.regions);
+        regions.map(|m| m.region.range).collect::<Vec<_>>()
+    };
+    assert_eq!(ranges(Some(between)), [range(A, 4), range(C, 1)]);
+    assert_eq!(ranges(None), [range(B, 4), range(C, 1)]);
+    let past = Nanos(log.now().0 + 1);
+    let refused = maps_at(&mut log.source(), Some(past), None);
+    assert!(matches!(refused, Err(Error::OutsideWindow { .. })));
+}
+
+#[test]
+fn differences_are_what_came_went_and_changed() {
+    let mut log = Log::new(&[vma(range(C, 2), "r-xp")]);
+    log.mmap(A, 4);
+    let from = log.now();
+    log.munmap(A, 4);
+    log.mmap(A, 2); // The same place, another's.
+    log.mmap(B, 1);
+    log.call(Call::Mprotect, &[C + PAGE, PAGE, 1], 0);
+    let to = log.now();
+    let (changes, _) = diff(&mut log.source(), from, to).expect("reads");
+    let seen: Vec<_> = changes
+        .iter()
+        .map(|c| (c.range, c.before.is_some(), c.after.is_some()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (range(A, 2), true, true),
+            (range(A + 2 * PAGE, 2), true, false),
+            (range(B, 1), false, true),
+            (range(C + PAGE, 1), true, true),
+        ]
+    );
+}
+
+#[test]
+fn sizes_over_time_are_apart_and_end_with_their_space() {
+    let mut log = Log::new(&[vma(range(C, 10), "---p")]);
+    log.tick_ns = 1_000_000;
+    log.mmap(A, 4);
+    log.record(Body::Rss(
+        MAIN,
+        RssSample {
+            anon: 3 * PAGE,
+            ..RssSample::default()
+        },
+    ));
+    log.start(
+        SpaceId(1),
+        Origin::Fork { parent: MAIN },
+        &[vma(range(A, 4), "rw-p")],
+    );
+    log.end(SpaceId(1));
+    log.stack = StackId(2);
+    log.mmap(B, 2);
+    log.munmap(B, 2);
+    let (found, _) = usage(&mut log.source(), 10_000, 1).expect("reads");
+    let last = found.points.last().expect("points");
+    assert_eq!(last.reserved_bytes, 14 * PAGE);
+    assert_eq!(last.committed_bytes, 4 * PAGE);
+    assert_eq!(last.resident_bytes, 3 * PAGE);
+    assert_eq!(found.peak.reserved_bytes, 18 * PAGE, "while the copy lived");
+    assert_eq!(found.spaces.len(), 2);
+    assert_eq!(found.spaces[1].points.last(), Some(&Default::default()));
+    let [stack] = &found.stacks[..] else {
+        panic!("the greatest only: {found:?}");
+    };
+    assert_eq!((stack.stack, stack.peak_bytes), (StackId(1), 4 * PAGE));
+    let greatest = found.points.iter().map(|p| p.reserved_bytes).max();
+    assert_eq!(greatest, Some(found.peak.reserved_bytes));
+}
