@@ -77,7 +77,8 @@ int main(int argc, char **argv) {
                                  "remap_destroys", "shmdt_einval", "brk_refused"};
     long count = arg(argc, argv, 1, 10);
     int anon = MAP_PRIVATE | MAP_ANONYMOUS;
-    char *live = map(NULL, NULL, 3, 0), *empty = map(NULL, NULL, 3, 0);
+    // The hole is smaller than every mapping made below, so nothing will ever be put there.
+    char *live = map(NULL, NULL, 3, 0), *empty = map(NULL, NULL, 5, 0) + PAGE;
     check(munmap(empty, 3 * PAGE), "munmap");
     for (long i = 0; i < count; i++) {
         names[0] = map_error(0, anon, -1, NULL);

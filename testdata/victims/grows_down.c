@@ -9,12 +9,16 @@
 
 static struct kind region = {.name = "grow_region"};
 
-FRAME char *grow_region(void) {
-    // Room that nobody else will take: this program has one thread.
+// The end of 64 MiB that nobody else will take: this program has one thread.
+FRAME char *room_below(void) {
     size_t room = 64 * MIB;
     char *low = check_map(mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), "mmap");
     check(munmap(low, room), "munmap");
-    char *p = check_map(mmap(low + room - 2 * PAGE, PAGE, PROT_READ | PROT_WRITE,
+    return low + room;
+}
+
+FRAME char *grow_region(char *end) {
+    char *p = check_map(mmap(end - 2 * PAGE, PAGE, PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_FIXED_NOREPLACE, -1, 0),
                         "mmap");
     made(&region, PAGE);
@@ -29,7 +33,7 @@ FRAME int deeper(long kib) {
 
 int main(int argc, char **argv) {
     long pages = arg(argc, argv, 1, 64);
-    volatile char *p = grow_region();
+    volatile char *p = grow_region(room_below());
     for (long i = 0; i <= pages; i++) p[-i * (long)PAGE] = 1;
     long sum = deeper(arg(argc, argv, 2, 3072));
     truth_begin("grows_down");

@@ -1,11 +1,12 @@
 // Prints what a program can see of how it was started.
 //
 //   probe [ARG...]
+//   probe --group
 //
 // One line each: arguments, environment, working directory, open descriptors, signal dispositions and
-// mask, pending signals, process group and session (as "own" or "inherited" where the number itself
-// changes from run to run), terminal, nice value, scheduling, affinity, limits, umask, timers, ids and
+// mask, pending signals, terminal, nice value, scheduling, affinity, limits, umask, timers, ids and
 // capabilities, personality, dumpable, death signal, and more of /proc/self/status.
+// With --group only the numbers of its process group and its session.
 // Not printed, since tracing must show there: TracerPid, Seccomp and NoNewPrivs.
 // maptrail must change no line of it.
 #include "truth.h"
@@ -75,6 +76,10 @@ static void file(const char *path) {
 }
 
 int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "--group")) {
+        printf("%d %d\n", getpgrp(), getsid(0));
+        return 0;
+    }
     setvbuf(stdout, NULL, _IOFBF, 1 << 16);
     descriptors();
     signals();
@@ -82,9 +87,6 @@ int main(int argc, char **argv) {
     for (char **e = environ; *e; e++) printf("environment: %s\n", *e);
     char cwd[4096];
     printf("directory: %s\n", getcwd(cwd, sizeof cwd) ? cwd : "?");
-    pid_t pid = getpid();
-    printf("process group: %s\n", getpgrp() == pid ? "own" : "inherited");
-    printf("session: %s\n", getsid(0) == pid ? "own" : "inherited");
     for (int fd = 0; fd < 3; fd++) {
         if (isatty(fd)) printf("terminal %d: foreground %s\n", fd, tcgetpgrp(fd) == getpgrp() ? "yes" : "no");
     }

@@ -32,21 +32,23 @@ static char *remap(char *p, size_t from, size_t to, int flags, char *at) {
     return check_map(mremap(p, from * PAGE, to * PAGE, flags, at), "mremap");
 }
 
-// A place where `pages` pages are free; nothing else maps in between.
-static char *room(size_t pages) {
+// A place where `pages` pages are free: a mapping made and unmapped. Nothing else maps in between.
+static char *room(struct kind *k, size_t pages) {
     char *p = mmap(NULL, pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     check(munmap(check_map(p, "mmap"), pages * PAGE), "munmap");
+    made(k, pages * PAGE);
+    released(k, pages * PAGE);
     return p;
 }
 
 FRAME void remap_grow(void) {
-    char *at = room(8), *p = map(&grow, at, 4, MAP_FIXED_NOREPLACE);
+    char *at = room(&grow, 8), *p = map(&grow, at, 4, MAP_FIXED_NOREPLACE);
     if (remap(p, 4, 8, 0, NULL) != p) die("moved");
     atomic_fetch_add(&grow.made_bytes, 4 * PAGE);
 }
 
 FRAME void remap_move(void) {
-    char *at = room(8), *p = map(&move, at, 4, MAP_FIXED_NOREPLACE);
+    char *at = room(&move, 8), *p = map(&move, at, 4, MAP_FIXED_NOREPLACE);
     map(&move, at + 4 * PAGE, 1, MAP_FIXED_NOREPLACE);
     if (remap(p, 4, 8, MREMAP_MAYMOVE, NULL) == p) die("not moved");
     atomic_fetch_add(&move.made_bytes, 4 * PAGE);
@@ -64,7 +66,7 @@ FRAME void remap_fixed(void) {
 }
 
 FRAME void remap_within(void) {
-    char *p = map(&within, NULL, 9, 0), *to = room(64);
+    char *p = map(&within, NULL, 9, 0), *to = room(&within, 64);
     remap(p + 3 * PAGE, 3, 3, MREMAP_MAYMOVE | MREMAP_FIXED, to + 32 * PAGE);
 }
 
@@ -79,7 +81,7 @@ FRAME void remap_twice(void) {
 }
 
 FRAME void remap_returned(void) {
-    char *to = room(4), *p = map(&returned, NULL, 4, 0);
+    char *to = room(&returned, 4), *p = map(&returned, NULL, 4, 0);
     p = remap(p, 4, 4, MREMAP_MAYMOVE | MREMAP_FIXED, to == p ? to - 64 * PAGE : to);
     check(munmap(p, 4 * PAGE), "munmap");
     released(&returned, 4 * PAGE);

@@ -18,7 +18,7 @@ pub mod truth;
 use truth::Truth;
 
 /// After this a run counts as hung. It is a guard, not a measurement: far more than any run needs.
-const HUNG: Duration = Duration::from_secs(300);
+const HUNG: Duration = Duration::from_secs(120);
 
 /// The directory `testdata` of this repository.
 pub fn testdata() -> PathBuf {
@@ -74,6 +74,8 @@ pub struct Run {
     pub stdout: Vec<u8>,
     /// Its standard error.
     pub stderr: Vec<u8>,
+    /// The pid of the process that was started.
+    pub pid: u32,
 }
 
 impl Run {
@@ -99,6 +101,7 @@ impl Run {
         let stderr = drain(child.stderr.take().expect("a pipe"));
         let status = finish(&mut child, &shown);
         let run = Run {
+            pid: child.id(),
             status,
             stdout: stdout.join().expect("reading does not panic"),
             stderr: stderr.join().expect("reading does not panic"),

@@ -2,14 +2,17 @@
 //!
 //! Every scene is played twice, bare and recorded, with the same expectations.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use nix::pty::openpty;
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use tempfile::TempDir;
 
 use crate::common::{Run, assert_exact, command, finish, until, victim};
@@ -27,9 +30,19 @@ struct Terminal {
 impl Terminal {
     /// Starts `words` in a session of its own, with a new terminal.
     fn with(words: &[&str], dir: &Path) -> Terminal {
-        let pty = openpty(None, None).expect("a terminal");
-        let name = nix::unistd::ttyname(&pty.slave).expect("the terminal's name");
-        let end = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
+        // Close-on-exec from the first moment, so that no other test's child inherits it.
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let pty = posix_openpt(flags).expect("a terminal");
+        grantpt(&pty).expect("a terminal");
+        unlockpt(&pty).expect("a terminal");
+        let name = PathBuf::from(ptsname_r(&pty).expect("the terminal's name"));
+        let slave = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NOCTTY.bits())
+            .open(&name)
+            .expect("the terminal");
+        let end = || Stdio::from(slave.try_clone().expect("a descriptor"));
         let child = command(victim("launch_as"), ["tty", "--"])
             .args(words)
             .current_dir(dir)
@@ -40,7 +53,7 @@ impl Terminal {
             .stderr(end())
             .spawn()
             .expect("launch_as starts");
-        let master = File::from(pty.master);
+        let master = File::from(OwnedFd::from(pty));
         let mut output = master.try_clone().expect("a descriptor");
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&seen);

@@ -162,14 +162,29 @@ probes! {
     with_sigchld_ignored: ["ignore=17"];
     with_real_time_signals_ignored: ["ignore=34", "ignore=64"];
     with_blocked_signals: ["block=2", "block=10", "block=14", "block=15", "block=17", "block=40"];
-    in_a_process_group_of_its_own: ["group"];
-    in_a_session_of_its_own: ["session"];
     with_another_nice_value: ["nice=4"];
     with_other_limits: ["limit=0:1000", "limit=3:1048576", "limit=7:200", "hard=4:0", "hard=8:65536"];
     with_an_unlimited_stack: ["limit=3:18446744073709551615"];
     with_few_descriptors: ["hard=7:16"];
     with_another_umask: ["umask=027"];
     without_randomised_addresses: ["aslr-off"];
+}
+
+#[test]
+fn the_process_group_and_the_session_are_those_that_it_was_started_in() {
+    let dir = TempDir::new().expect("a temporary directory");
+    for (word, session) in [("group", false), ("session", true)] {
+        let probe = command(victim("probe"), ["--group"]);
+        let record = recorded(&["--force"], &dir.path().join("log"), &probe);
+        for program in [probe, record] {
+            let mut launch = command(victim("launch_as"), [word, "--"]);
+            let run = Run::of(launch.arg(program.get_program()).args(program.get_args()));
+            let text = run.text();
+            let numbers: Vec<u32> = text.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+            assert_eq!(numbers[0], run.pid, "{program:?} under {word}: {}", run.errors());
+            assert_eq!(numbers[1] == run.pid, session, "{program:?} under {word}: {}", run.errors());
+        }
+    }
 }
 
 #[test]
@@ -266,7 +281,7 @@ fn a_program_that_traces_itself_is_told_so_by_the_kernel_and_by_us() {
     assert_eq!(recording.truth().last["traceme"], "EPERM");
     let said = recording.run.errors().to_lowercase();
     assert!(
-        said.contains("trace") && said.contains("itself"),
+        said.contains("traced") && said.contains("refused"),
         "record did not say so: {said}"
     );
     recording.assert_exact();
