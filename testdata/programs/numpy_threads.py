@@ -22,7 +22,7 @@ sums = [0] * THREADS
 
 def work(number):
     for i in range(ROUNDS):
-        a = numpy.full((i % 7 + 5) * 100_000, number + 1, dtype=numpy.int32)
+        a = numpy.full((i % 7 + 5) * 10_000, number + 1, dtype=numpy.int32)
         b = a * 2
         sums[number] += int(b[: 1000].sum())
         del a, b
