@@ -71,7 +71,9 @@ impl Error {
 
 fn output_remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AlreadyExists => "; choose another name with -o, or overwrite it with --force",
+        io::ErrorKind::AlreadyExists => {
+            "; choose another name with -o, or overwrite it with --force"
+        }
         io::ErrorKind::PermissionDenied => "; choose a place that you may write to, with -o",
         io::ErrorKind::NotFound => "; its directory does not exist",
         _ if error.raw_os_error() == Some(libc::ELOOP) => {

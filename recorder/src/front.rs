@@ -174,15 +174,11 @@ impl FromTracer {
         let (length, files) = {
             let mut iov = [IoSliceMut::new(&mut bytes)];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let received = match recvmsg::<()>(
-                self.socket.as_raw_fd(),
-                &mut iov,
-                Some(&mut control),
-                flags,
-            ) {
-                Err(nix::Error::ECONNRESET) => return Ok(Heard::Gone),
-                answer => answer?,
-            };
+            let received =
+                match recvmsg::<()>(self.socket.as_raw_fd(), &mut iov, Some(&mut control), flags) {
+                    Err(nix::Error::ECONNRESET) => return Ok(Heard::Gone),
+                    answer => answer?,
+                };
             let mut files = Vec::new();
             for message in received.cmsgs()? {
                 if let ControlMessageOwned::ScmRights(fds) = message {

@@ -186,14 +186,16 @@ impl Journal {
                     std::thread::sleep(Duration::from_micros(200));
                 }
                 Err(TrySendError::Full(back)) => {
-                    self.lost.fetch_add(back.events.len() as u64, Ordering::Relaxed);
+                    self.lost
+                        .fetch_add(back.events.len() as u64, Ordering::Relaxed);
                     self.hangs = true;
                     let why = format!("the output did not take data for {PATIENCE:?}");
                     let _ = self.failure.set(why.clone());
                     return Err(why);
                 }
                 Err(TrySendError::Disconnected(back)) => {
-                    self.lost.fetch_add(back.events.len() as u64, Ordering::Relaxed);
+                    self.lost
+                        .fetch_add(back.events.len() as u64, Ordering::Relaxed);
                     let why = self.failure.get().cloned();
                     return Err(why.unwrap_or_else(|| "the writing thread ended".into()));
                 }

@@ -13,6 +13,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,7 +27,7 @@ use crate::mechanism::{self, filter};
 use crate::proc;
 use crate::sys::spawn::{self, ChildState, SignalMask, Start, status};
 use crate::sys::{ptrace, timer};
-use crate::tracer::{TICK, Task, Tracer};
+use crate::tracer::{self, TICK, Task, Tracer};
 
 /// What to record.
 pub struct Options {
@@ -75,7 +76,9 @@ pub fn find_program(name: &OsStr) -> Result<PathBuf, Error> {
         vec![PathBuf::from(name)]
     } else {
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
-        std::env::split_paths(&path).map(|dir| dir.join(name)).collect()
+        std::env::split_paths(&path)
+            .map(|dir| dir.join(name))
+            .collect()
     };
     let mut refused = None;
     for candidate in candidates {
@@ -117,8 +120,10 @@ pub fn record(options: Options, say: &mut dyn FnMut(&str)) -> Result<Recording, 
         Some(Mechanism::Seccomp) | None if spawn::seccomp_can_trace() => Mechanism::Seccomp,
         Some(Mechanism::Seccomp) => return Err(Error::NoSeccomp),
         None => {
-            say("this kernel offers no seccomp filters: recording with --mechanism syscall, \
-                 which stops at every system call");
+            say(
+                "this kernel offers no seccomp filters: recording with --mechanism syscall, \
+                 which stops at every system call",
+            );
             Mechanism::Syscall
         }
         Some(other) => other,
@@ -181,19 +186,25 @@ fn trace(options: Options, mechanism: Mechanism, link: UnixStream, mut front: To
         spawn::exit_now(1);
     }
     spawn::raise_descriptor_limit();
-    match trace_program(options, mechanism, link, &mut front) {
-        Ok(mut tracer) => {
-            if let Err(error) = tracer.run() {
-                front.note(&format!("the recorder failed: {error}"));
-                spawn::exit_now(1);
-            }
-            spawn::exit_now(0)
-        }
+    let work = || match trace_program(options, mechanism, link, &mut front) {
+        Ok(mut tracer) => tracer.run().map_err(|e| e.to_string()),
         Err(cause) => {
             front.refused(&cause);
-            spawn::exit_now(1)
+            Ok(())
         }
-    }
+    };
+    // A fault of ours must not end the target: whatever happens, its threads are served on.
+    let failure = match panic::catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(())) => spawn::exit_now(0),
+        Ok(Err(cause)) => cause,
+        Err(_) => "an internal error".into(),
+    };
+    front.note(&format!(
+        "the recorder failed ({failure}); the program goes on, and the log ends here"
+    ));
+    drop(front);
+    tracer::pass_through();
+    spawn::exit_now(1)
 }
 
 fn trace_program(

@@ -27,7 +27,10 @@ mod maps;
 mod mechanism;
 mod proc;
 mod residency;
-#[allow(unsafe_code, reason = "this is the place for it: each block says why it is sound")]
+#[allow(
+    unsafe_code,
+    reason = "this is the place for it: each block says why it is sound"
+)]
 mod sys;
 mod tracer;
 pub mod unwind;

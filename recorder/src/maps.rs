@@ -43,7 +43,10 @@ impl FileTable {
     pub fn next_new(&mut self) -> Option<(FileId, FileInfo)> {
         let info = self.infos.get(self.reported)?.clone();
         self.reported += 1;
-        Some((FileId(u32::try_from(self.reported).unwrap_or(u32::MAX)), info))
+        Some((
+            FileId(u32::try_from(self.reported).unwrap_or(u32::MAX)),
+            info,
+        ))
     }
 }
 
@@ -92,7 +95,9 @@ impl Maps {
         if self.query {
             let mut at = range.start;
             while let Some(vma) = self.at_or_above(at, files)? {
-                let Some(clipped) = clip(vma, range) else { break };
+                let Some(clipped) = clip(vma, range) else {
+                    break;
+                };
                 found.push(clipped);
                 at = vma.range.end;
                 if at >= range.end {
@@ -243,7 +248,14 @@ mod tests {
 
     #[test]
     fn what_is_no_line_is_refused() {
-        for bad in ["", "x", "1-2", "1-2 rwxq 0 0:0 0", "zz-2 rwxp 0 0:0 0", "1-2 rwxp 0 0 0"] {
+        for bad in [
+            "",
+            "x",
+            "1-2",
+            "1-2 rwxq 0 0:0 0",
+            "zz-2 rwxp 0 0:0 0",
+            "1-2 rwxp 0 0 0",
+        ] {
             assert_eq!(parse_line(bad.as_bytes()), None, "{bad:?}");
         }
     }

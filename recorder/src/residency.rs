@@ -35,12 +35,7 @@ pub fn rss(tid: Tid) -> io::Result<RssSample> {
 
 /// Looks at the pages of `vmas`, for at most `budget`; what was not reached is missing from
 /// `looked_at`.
-pub fn pages(
-    tid: Tid,
-    space: SpaceId,
-    vmas: &[Vma],
-    budget: Duration,
-) -> io::Result<Residency> {
+pub fn pages(tid: Tid, space: SpaceId, vmas: &[Vma], budget: Duration) -> io::Result<Residency> {
     let pagemap = File::open(format!("/proc/{tid}/pagemap"))?;
     let end = Instant::now() + budget;
     let mut runs = [Runs::default(), Runs::default()];

@@ -180,9 +180,22 @@ fn the_process_group_and_the_session_are_those_that_it_was_started_in() {
             let mut launch = command(victim("launch_as"), [word, "--"]);
             let run = Run::of(launch.arg(program.get_program()).args(program.get_args()));
             let text = run.text();
-            let numbers: Vec<u32> = text.split_whitespace().filter_map(|n| n.parse().ok()).collect();
-            assert_eq!(numbers[0], run.pid, "{program:?} under {word}: {}", run.errors());
-            assert_eq!(numbers[1] == run.pid, session, "{program:?} under {word}: {}", run.errors());
+            let numbers: Vec<u32> = text
+                .split_whitespace()
+                .filter_map(|n| n.parse().ok())
+                .collect();
+            assert_eq!(
+                numbers[0],
+                run.pid,
+                "{program:?} under {word}: {}",
+                run.errors()
+            );
+            assert_eq!(
+                numbers[1] == run.pid,
+                session,
+                "{program:?} under {word}: {}",
+                run.errors()
+            );
         }
     }
 }

@@ -161,7 +161,12 @@ fn section(abi: Abi) -> Vec<sock_filter> {
                 ret(SECCOMP_RET_ALLOW),
             ],
         };
-        p.push(jump(BPF_JEQ, number & !(X32_BIT as u32) | bit, 0, answer.len() as u8));
+        p.push(jump(
+            BPF_JEQ,
+            number & !(X32_BIT as u32) | bit,
+            0,
+            answer.len() as u8,
+        ));
         p.extend(answer);
     }
     p.push(ret(SECCOMP_RET_ALLOW));
@@ -266,14 +271,20 @@ mod tests {
         assert!(!x64(157, 15), "prctl(PR_SET_NAME) runs free");
         assert!(x64(56, CLONE_UNTRACED as u32 | 17));
         assert!(!x64(56, 17), "a plain clone runs free");
-        assert!(x64(101, 0) && !x64(101, 7), "PTRACE_TRACEME, not PTRACE_CONT");
+        assert!(
+            x64(101, 0) && !x64(101, 7),
+            "PTRACE_TRACEME, not PTRACE_CONT"
+        );
         let i386 = |number, arg0| run(&p, AUDIT_ARCH_I386, number, arg0) == SECCOMP_RET_TRACE;
         assert!(i386(117, 21) && i386(117, 22) && !i386(117, 1));
     }
 
     #[test]
     fn numbers_that_two_abis_share_are_not_sure() {
-        assert!(is_surely_x86_64(9) && is_surely_x86_64(11), "mmap and munmap");
+        assert!(
+            is_surely_x86_64(9) && is_surely_x86_64(11),
+            "mmap and munmap"
+        );
         assert!(!is_surely_x86_64(151), "munlockall, and i386 munlock");
         assert!(!is_surely_x86_64(90), "i386 mmap");
         assert!(!is_surely_x86_64(u64::from(X32_BIT as u32) | 9));

@@ -15,8 +15,9 @@ pub fn read(tid: Tid, addr: u64, buf: &mut [u8]) -> usize {
         iov_len: buf.len(),
     };
     // SAFETY: the kernel writes into `buf` only, at most its length; the remote address is data.
-    let n =
-        unsafe { libc::process_vm_readv(tid.0 as pid_t, &raw const local, 1, &raw const remote, 1, 0) };
+    let n = unsafe {
+        libc::process_vm_readv(tid.0 as pid_t, &raw const local, 1, &raw const remote, 1, 0)
+    };
     usize::try_from(n).unwrap_or(0)
 }
 

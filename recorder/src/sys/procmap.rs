@@ -87,9 +87,7 @@ pub fn query(maps: &File, addr: Addr, name: &mut [u8]) -> io::Result<Option<Foun
         dev: (q.dev_major, q.dev_minor),
         inode: q.inode,
         // The kernel counts the closing NUL.
-        name_len: (q.vma_name_size as usize)
-            .saturating_sub(1)
-            .min(name.len()),
+        name_len: (q.vma_name_size as usize).saturating_sub(1).min(name.len()),
     }))
 }
 
@@ -130,11 +128,7 @@ pub enum Place {
 /// Walks the pages of `range` that are in RAM or in swap, ascending, and calls `each` for every run.
 /// Returns how far it got: less than the end when the answer filled the internal buffer, so call it
 /// again from there. `ENOTTY`: the kernel is too old.
-pub fn scan(
-    pagemap: &File,
-    range: Range,
-    mut each: impl FnMut(Range, Place),
-) -> io::Result<Addr> {
+pub fn scan(pagemap: &File, range: Range, mut each: impl FnMut(Range, Place)) -> io::Result<Addr> {
     let mut regions = [ScanRegion::default(); 512];
     let mut arg = ScanArg {
         size: size_of::<ScanArg>() as u64,
@@ -177,7 +171,10 @@ mod tests {
 
     #[test]
     fn the_structs_have_the_size_that_the_request_numbers_carry() {
-        assert_eq!(size_of::<ProcmapQuery>(), (PROCMAP_QUERY as usize >> 16) & 0x3fff);
+        assert_eq!(
+            size_of::<ProcmapQuery>(),
+            (PROCMAP_QUERY as usize >> 16) & 0x3fff
+        );
         assert_eq!(size_of::<ScanArg>(), (PAGEMAP_SCAN as usize >> 16) & 0x3fff);
     }
 }

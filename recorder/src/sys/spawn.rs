@@ -201,14 +201,26 @@ pub mod status {
 
 /// Waits for the tracer, then becomes the program. Runs in a fresh fork; comes back only in failure.
 /// `tracer` is a stream to the tracer's process, `status` is closed by exec.
-pub fn become_program(start: &Start<'_>, mut tracer: impl Read + Write, mut status: impl Write) -> ! {
+pub fn become_program(
+    start: &Start<'_>,
+    mut tracer: impl Read + Write,
+    mut status: impl Write,
+) -> ! {
     // SAFETY: plain calls on this process. Yama (if it is there) lets no process trace another that
     // is not its descendant, unless that one agrees; the agreement is taken back once it is traced.
     unsafe {
-        libc::prctl(libc::PR_SET_PTRACER, libc::c_ulong::from(start.tracer.0), 0, 0, 0);
+        libc::prctl(
+            libc::PR_SET_PTRACER,
+            libc::c_ulong::from(start.tracer.0),
+            0,
+            0,
+            0,
+        );
     }
     let mut go = [0];
-    if tracer.write_all(&std::process::id().to_le_bytes()).is_err() || tracer.read_exact(&mut go).is_err() {
+    if tracer.write_all(&std::process::id().to_le_bytes()).is_err()
+        || tracer.read_exact(&mut go).is_err()
+    {
         exit_now(127);
     }
     drop(tracer);
@@ -267,13 +279,7 @@ pub fn become_program(start: &Start<'_>, mut tracer: impl Read + Write, mut stat
     let error = io::Error::last_os_error();
     // The error pipe is written with one plain write; nothing between the filter and here maps.
     let errno = error.raw_os_error().unwrap_or(0).to_ne_bytes();
-    let _ = status.write_all(&[
-        status::EXEC_REFUSED,
-        errno[0],
-        errno[1],
-        errno[2],
-        errno[3],
-    ]);
+    let _ = status.write_all(&[status::EXEC_REFUSED, errno[0], errno[1], errno[2], errno[3]]);
     exit_now(127)
 }
 

@@ -237,13 +237,8 @@ impl Tracer {
             };
             let modules = &mut self.unwinder.modules;
             let files = &self.files;
-            self.code.add(
-                modules,
-                &mut space.code,
-                source,
-                &clip(vma, range),
-                files,
-            );
+            self.code
+                .add(modules, &mut space.code, source, &clip(vma, range), files);
         } else {
             space.code.cover(range);
         }
@@ -289,10 +284,9 @@ impl Tracer {
                 }?;
                 whole(self, ring)
             }
-            Call::MapShadowStack => Some((
-                Range::pages(result, event.args[1])?,
-                LookCause::Acquired,
-            )),
+            Call::MapShadowStack => {
+                Some((Range::pages(result, event.args[1])?, LookCause::Acquired))
+            }
             Call::RemapFilePages => Some((
                 Range::pages(event.args[0], event.args[1])?,
                 LookCause::Acquired,
@@ -469,7 +463,11 @@ fn partial_failure(event: &CallEvent) -> Looks {
         Effect::Protect => [at(a0, a1), None],
         Effect::Map if a3 & MAP_FIXED != 0 && a3 & MAP_FIXED_NOREPLACE == 0 => [at(a0, a1), None],
         Effect::Remap => {
-            let destination = if a3 & MREMAP_FIXED != 0 { at(a4, a2) } else { None };
+            let destination = if a3 & MREMAP_FIXED != 0 {
+                at(a4, a2)
+            } else {
+                None
+            };
             [at(a0, a1), destination]
         }
         Effect::Unmap if event.outcome.errno() == Some(libc::ENOMEM) => [at(a0, a1), None],
@@ -481,9 +479,7 @@ fn partial_failure(event: &CallEvent) -> Looks {
 /// The result of a call that stores it in memory.
 fn stored_result(tid: Tid, call: &MemoryCall, value: i64) -> i64 {
     match (call.call, call.result_at) {
-        (Call::Shmat, Some(at)) if value == 0 => {
-            memory::read_u32(tid, at).map_or(value, i64::from)
-        }
+        (Call::Shmat, Some(at)) if value == 0 => memory::read_u32(tid, at).map_or(value, i64::from),
         _ => value,
     }
 }

@@ -88,7 +88,11 @@ mod tests {
         assert_eq!(shmat.call, Call::Shmat);
         assert_eq!(shmat.args, [7, 0x2000, 4096, 0, 0, 0]);
         assert_eq!(shmat.result_at, Some(0x1000));
-        assert_eq!(decode(me, Abi::I386, 117, [1, 0, 0, 0, 0, 0]), None, "semop");
+        assert_eq!(
+            decode(me, Abi::I386, 117, [1, 0, 0, 0, 0, 0]),
+            None,
+            "semop"
+        );
     }
 
     #[test]

@@ -180,9 +180,15 @@ impl Tracer {
     /// the space can be looked at.
     pub(super) fn exiting(&mut self, stopped: Stopped) -> Result<(), StopError> {
         let tid = stopped.tid();
-        let killed = stopped.event_message().is_ok_and(|status| status & 0x7f != 0);
+        let killed = stopped
+            .event_message()
+            .is_ok_and(|status| status & 0x7f != 0);
         self.abandon_call(tid);
-        let how = if killed { SpaceEnd::Killed } else { SpaceEnd::Exit };
+        let how = if killed {
+            SpaceEnd::Killed
+        } else {
+            SpaceEnd::Exit
+        };
         self.leave_space(tid, how);
         self.resume(stopped)
     }

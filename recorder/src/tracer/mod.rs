@@ -198,6 +198,8 @@ impl Tracer {
             Stop::Exec => self.exec(stopped),
             Stop::Exit => self.exiting(stopped),
             Stop::Signal(signal) => self.resume_with(stopped, signal),
+            // Detached, a thread stays in its group-stop by itself.
+            Stop::Group if self.lets_go() => stopped.detach(0),
             Stop::Group => stopped.listen(),
             Stop::Trap => self.trap(stopped),
             Stop::Other => self.resume(stopped),
@@ -217,11 +219,16 @@ impl Tracer {
         if pending {
             return stopped.resume(Resume::ToSyscall, signal);
         }
-        if self.journal.is_none() && !mechanism::needs_exit_kill(self.task.mechanism) {
-            // The window is closed, and nothing of ours is left in the target.
+        if self.lets_go() {
             return stopped.detach(signal);
         }
         stopped.resume(mechanism::idle(self.task.mechanism), signal)
+    }
+
+    /// The window is closed, and nothing of ours is left in the target: its threads are let go as
+    /// they stop.
+    fn lets_go(&self) -> bool {
+        self.journal.is_none() && !mechanism::needs_exit_kill(self.task.mechanism)
     }
 
     /// The next place in the order of stops.
@@ -295,6 +302,25 @@ impl Tracer {
         };
         for body in self.code.new_bases(id, &space.code) {
             self.record(body);
+        }
+    }
+}
+
+/// Serves all threads without looking at them, until the last one is gone: what is left to do when
+/// the tracer itself failed.
+pub fn pass_through() {
+    loop {
+        match wait::next(true) {
+            Ok(Event::Stopped(stopped, stop)) => {
+                // A thread that died meanwhile needs nothing.
+                let _ = match stop {
+                    Stop::Signal(signal) => stopped.resume(Resume::Run, signal),
+                    Stop::Group => stopped.listen(),
+                    _ => stopped.resume(Resume::Run, 0),
+                };
+            }
+            Ok(Event::NoneLeft) | Err(_) => return,
+            Ok(_) => {}
         }
     }
 }
