@@ -226,6 +226,7 @@ fn trace_program(
         .map_err(|e| format!("the log cannot be written: {e}"))?;
     let task = Task {
         root,
+        front: Pid(nix::unistd::getppid().as_raw() as u32),
         mechanism,
         follow_forks: options.follow_forks,
         window_ns: options.window.map(|w| w.as_nanos() as u64),

@@ -26,7 +26,7 @@ use crate::maps::FileTable;
 use crate::mechanism;
 use crate::sys::ptrace::{Resume, StopError, Stopped};
 use crate::sys::wait::{self, Event, Stop};
-use crate::sys::{memory, timer};
+use crate::sys::{memory, spawn, timer};
 use crate::unwind::{Frame, Interner, StackCopy, TargetMemory, Unwinder};
 
 pub use window::TICK;
@@ -41,6 +41,8 @@ const BATCH: usize = 64;
 pub struct Task {
     /// The process whose end ends the window.
     pub root: Pid,
+    /// Its parent, which stops when it is stopped and must be woken when it goes on.
+    pub front: Pid,
     /// How stops are made.
     pub mechanism: Mechanism,
     /// Record the processes that it makes, too.
@@ -81,6 +83,10 @@ pub struct Tracer {
     stack: StackCopy,
     frames: Vec<Frame>,
     follower: Follower,
+    /// Job control stopped the root process.
+    root_stopped: bool,
+    /// The front process is to be woken once more at the next tick: it may have been about to stop.
+    wake_front: bool,
     ticks: u64,
     stats: Stats,
     /// What could not be seen, for the summary.
@@ -109,6 +115,8 @@ impl Tracer {
             stack: StackCopy::new(),
             frames: Vec::with_capacity(crate::unwind::MAX_FRAMES),
             follower: Follower::new(),
+            root_stopped: false,
+            wake_front: false,
             ticks: 0,
             stats: Stats::default(),
             uncovered: Vec::new(),
@@ -130,6 +138,9 @@ impl Tracer {
                 Event::NoneLeft => break,
             }
             if timer::ticked() {
+                if std::mem::take(&mut self.wake_front) {
+                    spawn::kill(self.task.front, libc::SIGCONT);
+                }
                 self.tick();
             }
         }
@@ -191,6 +202,9 @@ impl Tracer {
         if !self.threads.contains_key(&stopped.tid()) && stop != Stop::Exec {
             return self.unknown(stopped, stop);
         }
+        if stopped.tid().0 == self.task.root.0 {
+            self.follow_job_control(stop);
+        }
         match stop {
             Stop::Seccomp => self.at_filter(stopped),
             Stop::Syscall => self.at_call(stopped),
@@ -203,6 +217,21 @@ impl Tracer {
             Stop::Group => stopped.listen(),
             Stop::Trap => self.trap(stopped),
             Stop::Other => self.resume(stopped),
+        }
+    }
+
+    /// Whoever stopped the program stopped the front process with it, but whoever continues it may
+    /// not know of the front process (`kill -CONT` of the program alone).
+    fn follow_job_control(&mut self, stop: Stop) {
+        match stop {
+            Stop::Group => self.root_stopped = true,
+            Stop::Other => {}
+            _ if self.root_stopped => {
+                self.root_stopped = false;
+                self.wake_front = true;
+                spawn::kill(self.task.front, libc::SIGCONT);
+            }
+            _ => {}
         }
     }
 
