@@ -162,13 +162,18 @@ pub fn finish(child: &mut Child, shown: &str) -> ExitStatus {
 }
 
 /// Waits until `ready` gives something; panics with `what` if that takes far too long.
-pub fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, ready: impl FnMut() -> Option<T>) -> T {
+    until_or(ready, || what.to_owned())
+}
+
+/// The same, with words made when they are needed.
+pub fn until_or<T>(mut ready: impl FnMut() -> Option<T>, what: impl Fn() -> String) -> T {
     let begin = Instant::now();
     loop {
         if let Some(t) = ready() {
             return t;
         }
-        assert!(begin.elapsed() < HUNG, "waited in vain: {what}");
+        assert!(begin.elapsed() < HUNG, "waited in vain: {}", what());
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use tempfile::TempDir;
 
-use crate::common::{Run, assert_exact, command, finish, until, victim};
+use crate::common::{Run, assert_exact, command, finish, until_or, victim};
 
 /// A terminal with a program on it.
 struct Terminal {
@@ -83,17 +83,14 @@ impl Terminal {
 
     /// Waits for `text` in what has not been looked at yet.
     fn expect(&mut self, text: &str) {
-        let (seen, cursor) = (Arc::clone(&self.seen), self.cursor);
-        let all =
-            move || String::from_utf8_lossy(&seen.lock().expect("no panic")[cursor..]).into_owned();
-        let end = until(&format!("{text:?} on the terminal"), || {
-            // So that a failure shows what came instead.
-            if self.child.try_wait().expect("a child").is_some() && !all().contains(text) {
-                thread::sleep(std::time::Duration::from_millis(200));
-                assert!(all().contains(text), "ended without {text:?}:\n{}", all());
-            }
-            all().find(text).map(|at| at + text.len())
-        });
+        let rest = || {
+            let seen = self.seen.lock().expect("no panic");
+            String::from_utf8_lossy(&seen[self.cursor..]).into_owned()
+        };
+        let end = until_or(
+            || rest().find(text).map(|at| at + text.len()),
+            || format!("{text:?} on the terminal, where there is {:?}", rest()),
+        );
         self.cursor += end;
     }
 
