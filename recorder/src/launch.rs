@@ -25,7 +25,7 @@ use crate::front::{self, FromTracer, Heard, Report, ToFront};
 use crate::journal::Journal;
 use crate::mechanism::{self, filter};
 use crate::proc;
-use crate::sys::spawn::{self, ChildState, SignalMask, Start, status};
+use crate::sys::spawn::{self, ChildState, SignalState, Start, status};
 use crate::sys::{ptrace, timer};
 use crate::tracer::{self, TICK, Task, Tracer};
 
@@ -128,16 +128,16 @@ pub fn record(options: Options, say: &mut dyn FnMut(&str)) -> Result<Recording, 
         }
         Some(other) => other,
     };
-    let mask = spawn::block_front_signals().map_err(Error::system("blocking signals"))?;
-    let outcome = launch(options, mechanism, mask, say);
-    spawn::restore_signals(&mask);
+    let before = spawn::block_front_signals().map_err(Error::system("blocking signals"))?;
+    let outcome = launch(options, mechanism, before, say);
+    spawn::restore_signals(&before);
     outcome
 }
 
 fn launch(
     options: Options,
     mechanism: Mechanism,
-    mask: SignalMask,
+    before: SignalState,
     say: &mut dyn FnMut(&str),
 ) -> Result<Recording, Error> {
     let signals = spawn::front_signal_fd().map_err(Error::system("signalfd"))?;
@@ -154,7 +154,7 @@ fn launch(
     let Some(program) = fork()? else {
         let start = Start {
             command: &options.command,
-            mask,
+            signals: before,
             filter: filter.as_deref(),
             output_to_stderr: options.output_to_stderr,
             tracer,
@@ -171,7 +171,6 @@ fn launch(
         program,
         tracer,
         mechanism,
-        mask,
     };
     // The log's descriptor belongs to the tracer from here on.
     drop(options);
@@ -299,7 +298,6 @@ struct Front {
     program: Pid,
     tracer: Pid,
     mechanism: Mechanism,
-    mask: SignalMask,
 }
 
 impl Front {
@@ -369,7 +367,7 @@ impl Front {
                     ChildState::Exited(code) => ended = Some(Ended::Exited(code)),
                     ChildState::Killed(signal) => ended = Some(Ended::Killed(signal)),
                     ChildState::Stopped(signal) => {
-                        spawn::stop_self(signal, &self.mask);
+                        spawn::stop_self(signal);
                         continue;
                     }
                     ChildState::Unchanged | ChildState::Gone => {}

@@ -12,9 +12,13 @@ use maptrail_tracelog::types::Pid;
 
 use super::startup;
 
-/// The signal mask that a program is to be started with.
+/// What a program inherits in matters of signals, where the front process needs it otherwise.
 #[derive(Clone, Copy)]
-pub struct SignalMask(libc::sigset_t);
+pub struct SignalState {
+    mask: libc::sigset_t,
+    /// SIGCHLD was ignored: children would vanish without a word of how they ended.
+    ignores_children: bool,
+}
 
 /// Signals that the front process handles itself instead of dying by them.
 const FRONT_SIGNALS: [c_int; 8] = [
@@ -40,24 +44,30 @@ fn front_set() -> libc::sigset_t {
     }
 }
 
-/// Blocks the signals that the front process reads from a descriptor; returns the mask as it was.
-pub fn block_front_signals() -> io::Result<SignalMask> {
+/// Blocks the signals that the front process reads from a descriptor; returns the state before.
+pub fn block_front_signals() -> io::Result<SignalState> {
     let set = front_set();
     let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: sigprocmask reads one set and writes the other.
+    // SAFETY: sigprocmask reads one set and writes the other; the default action is no handler.
     unsafe {
         if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, before.as_mut_ptr()) < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(SignalMask(before.assume_init()))
+        Ok(SignalState {
+            mask: before.assume_init(),
+            ignores_children: libc::signal(libc::SIGCHLD, libc::SIG_DFL) == libc::SIG_IGN,
+        })
     }
 }
 
-/// Puts the signal mask back.
-pub fn restore_signals(mask: &SignalMask) {
-    // SAFETY: sigprocmask reads one set.
+/// Puts the signals' state back.
+pub fn restore_signals(before: &SignalState) {
+    // SAFETY: sigprocmask reads one set; to ignore is no handler.
     unsafe {
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const mask.0, ptr::null_mut());
+        if before.ignores_children {
+            libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const before.mask, ptr::null_mut());
     }
 }
 
@@ -98,14 +108,23 @@ pub fn read_signal(mut fd: &std::fs::File) -> Option<Arrived> {
     })
 }
 
-/// Stops this process as `signal` would, until it is continued.
-pub fn stop_self(signal: c_int, outside: &SignalMask) {
-    // SAFETY: plain signal calls on this process; the mask is put back afterwards.
+/// Stops this process as `signal` would, until it is continued. Nothing else is let through: what
+/// arrives meanwhile is the program's to handle.
+pub fn stop_self(signal: c_int) {
+    // SAFETY: plain signal calls on this process, put back afterwards; the default action is no
+    // handler.
     unsafe {
-        let mut now = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const outside.0, &raw mut now);
+        let mut only = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
+        let mut now = only;
+        libc::sigemptyset(&raw mut only);
+        libc::sigaddset(&raw mut only, signal);
+        let action = libc::signal(signal, libc::SIG_DFL);
         libc::raise(signal);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &raw const only, &raw mut now);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const now, ptr::null_mut());
+        if action != libc::SIG_ERR {
+            libc::signal(signal, action);
+        }
     }
 }
 
@@ -179,8 +198,8 @@ pub fn raise_descriptor_limit() {
 pub struct Start<'a> {
     /// Argument vector; the first is looked up in PATH.
     pub command: &'a [OsString],
-    /// The signal mask that it gets.
-    pub mask: SignalMask,
+    /// The signals' state that it gets.
+    pub signals: SignalState,
     /// Filter to install, if stops are made by seccomp.
     pub filter: Option<&'a [sock_filter]>,
     /// Send its standard output to standard error (the log has standard output).
@@ -230,7 +249,7 @@ pub fn become_program(
         if !startup::sigpipe_was_ignored() {
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         }
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const start.mask.0, ptr::null_mut());
+        restore_signals(&start.signals);
         if start.output_to_stderr {
             libc::dup2(2, 1);
         }
