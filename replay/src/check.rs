@@ -175,6 +175,14 @@ impl Comparison {
             .map(|d| d.range)
     }
 
+    /// Where the model has something and the kernel nothing.
+    pub fn extra_ranges(&self) -> impl Iterator<Item = Range> {
+        self.differences
+            .iter()
+            .filter(|d| d.kernel.is_none())
+            .map(|d| d.range)
+    }
+
     /// Takes out what calls in flight explain, and returns how many calls did.
     fn forgive(&mut self, in_flight: &[CallEvent]) -> u64 {
         let mut forgiven = 0;

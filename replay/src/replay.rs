@@ -308,9 +308,7 @@ impl Replay {
                 space.settle_brk(&checkpoint.vmas, &world.files);
             }
         } else if let Some(unfinished) = self.unfinished.remove(&id) {
-            for event in &unfinished {
-                self.settle(event, checkpoint, observer);
-            }
+            self.settle(&unfinished, checkpoint, observer);
         }
         let judged = Judged {
             checkpoint,
@@ -320,30 +318,39 @@ impl Replay {
         observer.checkpoint(&self.world, &moment, &judged);
     }
 
-    /// A call that was never seen to end: if some result of it explains the checkpoint better than
-    /// none, it had that one.
-    fn settle(&mut self, event: &CallEvent, checkpoint: &Checkpoint, observer: &mut impl Observer) {
-        self.world.settled += 1;
-        let Some(space) = self.world.space(event.space) else {
+    /// Calls that were never seen to end did what explains the checkpoint best.
+    fn settle(
+        &mut self,
+        unfinished: &[CallEvent],
+        checkpoint: &Checkpoint,
+        observer: &mut impl Observer,
+    ) {
+        self.world.settled += unfinished.len() as u64;
+        let Some(space) = self.world.space(checkpoint.space) else {
             return;
         };
-        let Some(event) = settle::likeliest(event, space, checkpoint, &self.world.files) else {
-            return;
-        };
-        let moment = Moment {
+        let acted = settle::likeliest(unfinished, space, checkpoint, &self.world.files);
+        let moment = |event: &CallEvent| Moment {
             stamp: event.exit,
             at: event.exit_ns,
             space: event.space,
             thread: Some(event.thread),
         };
-        for op in calls::at_entry(&event, space).into_iter().flatten() {
-            self.apply(&moment, &op, observer);
+        for event in &acted {
+            let Some(space) = self.world.space(event.space) else {
+                return;
+            };
+            for op in calls::at_entry(event, space).into_iter().flatten() {
+                self.apply(&moment(event), &op, observer);
+            }
         }
-        let id = self.world.births.add(Birth::of(&event));
-        if let Some(op) = calls::at_exit(&event, id, &self.world.files) {
-            self.apply(&moment, &op, observer);
+        for event in &acted {
+            let id = self.world.births.add(Birth::of(event));
+            if let Some(op) = calls::at_exit(event, id, &self.world.files) {
+                self.apply(&moment(event), &op, observer);
+            }
+            self.world.births.reap(id);
         }
-        self.world.births.reap(id);
     }
 
     fn look(&mut self, record: &Record, look: &Look, observer: &mut impl Observer) {

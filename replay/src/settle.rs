@@ -1,8 +1,12 @@
-//! Calls that nobody saw end: did they act? The next checkpoint of their space knows.
+//! Calls that nobody saw end: did they act, and how? The next checkpoint of their space knows.
+//!
+//! Many threads of a process that is killed die inside a call at once, and one call may have taken
+//! the place that another one gave up. So they are judged together: the set of results is sought
+//! that brings the model closest to the checkpoint.
 
 use maptrail_tracelog::calls::Effect;
 use maptrail_tracelog::record::{CallEvent, Checkpoint};
-use maptrail_tracelog::types::PAGE;
+use maptrail_tracelog::types::{PAGE, Range};
 
 use crate::calls;
 use crate::check::{Comparison, compare};
@@ -13,58 +17,202 @@ use crate::space::Space;
 /// MAP_FIXED and MAP_FIXED_NOREPLACE.
 const MAP_AT: u64 = 0x10_0010;
 const MREMAP_FIXED: u64 = 2;
-/// How many places a call may have mapped at are tried, at most.
-const MAX_PLACES: usize = 8;
+/// How many places a call may have mapped at are tried in one round, at most.
+const MAX_PLACES: usize = 32;
+/// Regions that are compared in a whole search, at most.
+const MAX_WORK: usize = 20_000_000;
+/// So many calls at a time are thought anew when no single one brings the model closer.
+const MAX_TOGETHER: usize = 3;
 
-/// The call with the result that brings the model of its space closest to the checkpoint; `None` if
-/// nothing is closer than that it did not act.
+/// Those of the `unfinished` calls that acted, with the results that explain the checkpoint best. A
+/// call that released part of its range stands there once for each part. All release first, in the
+/// order given; then all acquire.
 #[must_use]
 pub fn likeliest(
-    event: &CallEvent,
+    unfinished: &[CallEvent],
     space: &Space,
     checkpoint: &Checkpoint,
     files: &Files,
-) -> Option<CallEvent> {
-    let without = compare(space, checkpoint, files);
-    results(event, &without)
-        .into_iter()
-        .map(|result| calls::returning(event, result))
-        .map(|event| (drift_with(&event, space, checkpoint, files), event))
-        .filter(|(drift, _)| *drift < without.drift_bytes())
-        .min_by_key(|(drift, _)| *drift)
-        .map(|(_, event)| event)
+) -> Vec<CallEvent> {
+    let mut search = Search {
+        unfinished,
+        space,
+        checkpoint,
+        files,
+        acted: vec![Vec::new(); unfinished.len()],
+        trials: MAX_WORK / (space.region_count() + checkpoint.vmas.len() + 1),
+    };
+    let mut difference = search.compared();
+    while difference.drift_bytes() > 0 {
+        let better = (1..=MAX_TOGETHER).find_map(|together| {
+            let found = search.best_of(together, &difference);
+            (found.drift < difference.drift_bytes()).then_some(found.changes)
+        });
+        let Some(changes) = better else { break };
+        for (at, form) in changes {
+            search.replace(at, form);
+        }
+        difference = search.compared();
+    }
+    search.acted.into_iter().flatten().collect()
+}
+
+/// A search for what the calls did, by small changes to what is thought that they did.
+struct Search<'a> {
+    unfinished: &'a [CallEvent],
+    space: &'a Space,
+    checkpoint: &'a Checkpoint,
+    files: &'a Files,
+    /// For each call, what it is thought to have done.
+    acted: Vec<Form>,
+    /// How many more comparisons may be made.
+    trials: usize,
+}
+
+/// What a call did, as calls that were seen to end; none if it did nothing.
+type Form = Vec<CallEvent>;
+
+/// Changes to what is thought, and the drift that they leave.
+struct Found {
+    drift: u64,
+    changes: Vec<(usize, Form)>,
+}
+
+impl Search<'_> {
+    fn compared(&self) -> Comparison {
+        let after = after(self.space, self.acted.iter().flatten(), self.files);
+        compare(&after, self.checkpoint, self.files)
+    }
+
+    /// Puts another form in the place of a call's, and gives back the one that was there.
+    fn replace(&mut self, at: usize, form: Form) -> Form {
+        self.acted
+            .get_mut(at)
+            .map(|now| std::mem::replace(now, form))
+            .unwrap_or_default()
+    }
+
+    /// The best that `together` changes can do, made one upon the other.
+    fn best_of(&mut self, together: usize, difference: &Comparison) -> Found {
+        let mut best = Found {
+            drift: difference.drift_bytes(),
+            changes: Vec::new(),
+        };
+        for (at, event) in self.unfinished.iter().enumerate() {
+            for form in forms(event, self.unfinished, difference) {
+                if self.trials == 0 || best.drift == 0 {
+                    return best;
+                }
+                self.trials -= 1;
+                let before = self.replace(at, form);
+                let then = self.compared();
+                let mut found = if together > 1 {
+                    self.best_of(together - 1, &then)
+                } else {
+                    Found {
+                        drift: then.drift_bytes(),
+                        changes: Vec::new(),
+                    }
+                };
+                let form = self.replace(at, before);
+                if found.drift < best.drift {
+                    found.changes.insert(0, (at, form));
+                    best = found;
+                }
+            }
+        }
+        best
+    }
+}
+
+/// What a call may have done.
+fn forms(event: &CallEvent, all: &[CallEvent], difference: &Comparison) -> Vec<Form> {
+    if event.call.effect() == Effect::Unmap {
+        return vec![Vec::new(), released(event, difference)];
+    }
+    let mut forms = vec![Vec::new()];
+    for result in results(event, all, difference) {
+        let acted = calls::returning(event, result);
+        forms.push(vec![acted]);
+        if event.call.effect() == Effect::Remap && result != event.args[0] {
+            forms.push(vec![from_reused(acted)]);
+        }
+    }
+    forms
+}
+
+/// A move whose source another call, seen to end, has mapped since: nothing goes from there any
+/// more, so it is as if `old_size` had been 0.
+fn from_reused(mut moved: CallEvent) -> CallEvent {
+    moved.args[1] = 0;
+    moved
+}
+
+/// A release of what the kernel has no more: other calls, seen to end, may have mapped in its range
+/// since.
+fn released(event: &CallEvent, difference: &Comparison) -> Form {
+    let whole = Range::pages(event.args[0], event.args[1]);
+    let gone = difference.extra_ranges();
+    gone.filter_map(|range| range.intersect(whole?))
+        .map(|part| {
+            let mut event = calls::returning(event, 0);
+            event.args[0] = part.start.0;
+            event.args[1] = part.len();
+            event
+        })
+        .collect()
 }
 
 /// Values that the call could have come back with.
-fn results(event: &CallEvent, without: &Comparison) -> Vec<u64> {
+fn results(event: &CallEvent, all: &[CallEvent], difference: &Comparison) -> Vec<u64> {
     let [a0, a1, a2, a3, a4, _] = event.args;
-    let places = |len: u64| {
-        let len = len.div_ceil(PAGE).saturating_mul(PAGE);
-        without
-            .missing_ranges()
-            .filter(move |range| range.len() >= len)
-            .flat_map(move |range| [range.start.0, range.end.0.saturating_sub(len)])
-            .take(MAX_PLACES)
-    };
     match event.call.effect() {
         Effect::Map if a3 & MAP_AT != 0 => vec![a0],
-        Effect::Map => places(a1).collect(),
+        Effect::Map => places(a1, all, difference),
         Effect::Remap if a3 & MREMAP_FIXED != 0 => vec![a4],
-        Effect::Remap => std::iter::once(a0).chain(places(a2)).collect(),
+        Effect::Remap => std::iter::once(a0)
+            .chain(places(a2, all, difference))
+            .collect(),
         Effect::Brk => vec![a0],
         Effect::Unmap | Effect::Protect | Effect::Detach => vec![0],
         Effect::Look | Effect::Advise => Vec::new(),
     }
 }
 
-fn drift_with(event: &CallEvent, space: &Space, checkpoint: &Checkpoint, files: &Files) -> u64 {
+/// Where the kernel may have put `len` bytes: where it has something that the model has not, or
+/// where another of the calls may have made room.
+fn places(len: u64, all: &[CallEvent], difference: &Comparison) -> Vec<u64> {
+    let len = len.div_ceil(PAGE).saturating_mul(PAGE);
+    let given_up = all
+        .iter()
+        .filter(|event| matches!(event.call.effect(), Effect::Unmap | Effect::Remap))
+        .filter_map(|event| Range::pages(event.args[0], event.args[1]));
+    difference
+        .missing_ranges()
+        .chain(given_up)
+        .filter(|range| range.len() >= len)
+        .flat_map(|range| [range.start.0, range.end.0.saturating_sub(len)])
+        .take(MAX_PLACES)
+        .collect()
+}
+
+/// The space as these calls leave it.
+fn after<'a>(
+    space: &Space,
+    acted: impl Iterator<Item = &'a CallEvent> + Clone,
+    files: &Files,
+) -> Space {
     let mut space = space.clone();
     let mut deltas = Vec::new();
-    for op in calls::at_entry(event, &space).into_iter().flatten() {
-        space.apply(&op, files, &mut deltas);
+    for event in acted.clone() {
+        for op in calls::at_entry(event, &space).into_iter().flatten() {
+            space.apply(&op, files, &mut deltas);
+        }
     }
-    if let Some(op) = calls::at_exit(event, BirthId::PRE_EXISTING, files) {
-        space.apply(&op, files, &mut deltas);
+    for event in acted {
+        if let Some(op) = calls::at_exit(event, BirthId::PRE_EXISTING, files) {
+            space.apply(&op, files, &mut deltas);
+        }
     }
-    compare(&space, checkpoint, files).drift_bytes()
+    space
 }

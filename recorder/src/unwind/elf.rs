@@ -2,8 +2,8 @@
 //! its build id.
 //!
 //! Files are read with `pread`, never mapped: the target may truncate them at any time. Whatever the
-//! bytes say, reading is bounded by the file's size and by the limits below, and nothing panics. Only
-//! 64-bit little-endian files are understood.
+//! bytes say, reading is bounded by the file's size and by the limits below, and nothing panics. Of
+//! 32-bit files only the segments and the build id are read: frames in them are placed, not unwound.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -118,31 +118,51 @@ impl Layout {
     /// Reads the ELF and program headers; `None` if it is not an ELF file of our kind.
     pub fn read(source: &Source) -> Option<Layout> {
         let header: [u8; 64] = source.array(0)?;
-        if !header.starts_with(b"\x7fELF\x02\x01") {
-            return None;
+        if header.starts_with(b"\x7fELF\x02\x01") {
+            let table = (u64_at(&header, 32)?, u16_at(&header, 56)?);
+            let entry = usize::from(u16_at(&header, 54)?);
+            let mut layout = Layout::from_segments(source, table, entry, segment_64)?;
+            if u16_at(&header, 58)? == 64 {
+                layout.sections = Some((
+                    u64_at(&header, 40)?,
+                    u16_at(&header, 60)?,
+                    u16_at(&header, 62)?,
+                ));
+            }
+            Some(layout)
+        } else if header.starts_with(b"\x7fELF\x01\x01") {
+            let table = (u64::from(u32_at(&header, 28)?), u16_at(&header, 44)?);
+            let entry = usize::from(u16_at(&header, 42)?);
+            let mut layout = Layout::from_segments(source, table, entry, segment_32)?;
+            layout.eh_frame_hdr = None;
+            Some(layout)
+        } else {
+            None
         }
+    }
+
+    /// Reads a table of `(offset, count)` program headers of `size` bytes each.
+    fn from_segments(
+        source: &Source,
+        (table, count): (u64, u16),
+        size: usize,
+        segment: fn(&[u8]) -> Option<Segment>,
+    ) -> Option<Layout> {
         let mut layout = Layout::default();
-        let (table, size, count) = (
-            u64_at(&header, 32)?,
-            u16_at(&header, 54)?,
-            u16_at(&header, 56)?,
-        );
-        if size != 56 {
-            return None;
-        }
         let mut notes = Vec::new();
-        for bytes in source.bytes(table, 56 * u64::from(count))?.chunks_exact(56) {
-            let section = Section {
-                svma: u64_at(bytes, 16)?,
-                offset: u64_at(bytes, 8)?,
-                size: u64_at(bytes, 32)?,
-            };
-            match u32_at(bytes, 0)? {
+        let bytes = source.bytes(table, size as u64 * u64::from(count))?;
+        for bytes in bytes.chunks_exact(size.max(1)) {
+            let Segment {
+                kind,
+                flags,
+                section,
+            } = segment(bytes)?;
+            match kind {
                 PT_LOAD => layout.loads.push(Load {
                     svma: section.svma,
                     offset: section.offset,
                     file_size: section.size,
-                    executable: u32_at(bytes, 4)? & PF_X != 0,
+                    executable: flags & PF_X != 0,
                 }),
                 PT_NOTE => notes.push(section),
                 PT_GNU_EH_FRAME => layout.eh_frame_hdr = Some(section),
@@ -154,13 +174,6 @@ impl Layout {
             .filter_map(|note| source.bytes(note.offset, note.size.min(MAX_NOTES)))
             .find_map(|notes| build_id(&notes))
             .unwrap_or_default();
-        if u16_at(&header, 58)? == 64 {
-            layout.sections = Some((
-                u64_at(&header, 40)?,
-                u16_at(&header, 60)?,
-                u16_at(&header, 62)?,
-            ));
-        }
         Some(layout)
     }
 
@@ -216,6 +229,37 @@ impl Layout {
             Some((load.offset.checked_add(inside)?, rest))
         })
     }
+}
+
+/// A program header.
+struct Segment {
+    kind: u32,
+    flags: u32,
+    section: Section,
+}
+
+fn segment_64(bytes: &[u8]) -> Option<Segment> {
+    Some(Segment {
+        kind: u32_at(bytes, 0)?,
+        flags: u32_at(bytes, 4)?,
+        section: Section {
+            svma: u64_at(bytes, 16)?,
+            offset: u64_at(bytes, 8)?,
+            size: u64_at(bytes, 32)?,
+        },
+    })
+}
+
+fn segment_32(bytes: &[u8]) -> Option<Segment> {
+    Some(Segment {
+        kind: u32_at(bytes, 0)?,
+        flags: u32_at(bytes, 24)?,
+        section: Section {
+            svma: u32_at(bytes, 8)?.into(),
+            offset: u32_at(bytes, 4)?.into(),
+            size: u32_at(bytes, 16)?.into(),
+        },
+    })
 }
 
 /// The build id in the bytes of a note segment.

@@ -105,6 +105,8 @@ pub fn gather<R: Read + Seek>(reader: &mut LogReader<R>) -> io::Result<Info> {
             info.take(record.body);
         }
     }
+    // Nothing is asked of the names, but damage is found by reading.
+    reader.names()?;
     info.health = reader.health();
     info.complete = info.health.is_complete();
     info.log_bytes = reader.log_bytes()?;

@@ -198,6 +198,48 @@ fn an_unfinished_call_is_settled_by_the_next_checkpoint() {
     }
 }
 
+/// A process is killed while several threads are in calls, and one took the place of another.
+#[test]
+fn unfinished_calls_are_settled_together() {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    let map = [0, 4 * PAGE, RW, flags, u64::MAX, 0];
+    let grow = [A, 4 * PAGE, 8 * PAGE, MREMAP_MAYMOVE];
+    // The one moved from A to B, and the other was given A.
+    let mut log = Log::new(&[]);
+    log.mmap(A, 4);
+    let moving = log.begin(T0, Call::Mremap, &grow);
+    let mapping = log.begin(T1, Call::Mmap, &map);
+    log.finish(mapping, Outcome::Unfinished);
+    log.finish(moving, Outcome::Unfinished);
+    log.checkpoint(&[vma(range(A, 4), "rw-p"), vma(range(B, 8), "rw-p")]);
+    assert_eq!(judge(&log).drift_bytes, 0);
+
+    // The other came back, and part of what it was given was never seen to be given up.
+    let mut log = Log::new(&[]);
+    log.mmap(A, 4);
+    let moving = log.begin(T0, Call::Mremap, &grow);
+    log.mmap(A, 4);
+    log.finish(moving, Outcome::Unfinished);
+    log.checkpoint(&[vma(range(A, 4), "rw-p"), vma(range(B, 8), "rw-p")]);
+    assert_eq!(judge(&log).drift_bytes, 0);
+
+    let mut log = Log::new(&[]);
+    log.mmap(A, 4);
+    let releasing = log.begin(T0, Call::Munmap, &[A, 4 * PAGE]);
+    log.mmap(A, 2);
+    log.finish(releasing, Outcome::Unfinished);
+    log.checkpoint(&[vma(range(A, 2), "rw-p")]);
+    assert_eq!(judge(&log).drift_bytes, 0);
+
+    // What nothing explains stays drift.
+    let mut log = Log::new(&[]);
+    log.mmap(A, 4);
+    let releasing = log.begin(T0, Call::Munmap, &[A, 4 * PAGE]);
+    log.finish(releasing, Outcome::Unfinished);
+    log.checkpoint(&[vma(range(B, 1), "rw-p")]);
+    assert_eq!(judge(&log).drift_bytes, PAGE);
+}
+
 #[test]
 fn calls_in_flight_at_a_checkpoint_are_no_drift() {
     let mut log = Log::new(&[]);
