@@ -288,6 +288,25 @@ impl<R: Read + Seek> LogReader<R> {
         Ok(names)
     }
 
+    /// Reads the blocks that are neither chunks nor names (an index that a newer one stands for,
+    /// say) to find damage in them.
+    ///
+    /// # Errors
+    /// Those of the input. Damage is not an error.
+    pub fn check_other_blocks(&mut self) -> io::Result<()> {
+        for at in 0..self.scan.blocks.len() {
+            let Some(&block) = self.scan.blocks.get(at) else {
+                continue;
+            };
+            if !matches!(block.header.kind, kind::CHUNK | kind::NAMES)
+                && !block::read_payload(&mut self.input, &block, &mut self.payload)?
+            {
+                self.note_damage(at);
+            }
+        }
+        Ok(())
+    }
+
     /// What is wrong with the log, as far as is known by now.
     #[must_use]
     pub fn health(&self) -> Health {

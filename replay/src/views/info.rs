@@ -105,8 +105,9 @@ pub fn gather<R: Read + Seek>(reader: &mut LogReader<R>) -> io::Result<Info> {
             info.take(record.body);
         }
     }
-    // Nothing is asked of the names, but damage is found by reading.
+    // Nothing is asked of the rest, but damage is found by reading.
     reader.names()?;
+    reader.check_other_blocks()?;
     info.health = reader.health();
     info.complete = info.health.is_complete();
     info.log_bytes = reader.log_bytes()?;
