@@ -180,7 +180,7 @@ fn results(event: &CallEvent, all: &[CallEvent], difference: &Comparison) -> Vec
 }
 
 /// Where the kernel may have put `len` bytes: where it has something that the model has not, or
-/// where another of the calls may have made room.
+/// where another of the calls may have made room; at either end, and over it.
 fn places(len: u64, all: &[CallEvent], difference: &Comparison) -> Vec<u64> {
     let len = len.div_ceil(PAGE).saturating_mul(PAGE);
     let given_up = all
@@ -190,7 +190,6 @@ fn places(len: u64, all: &[CallEvent], difference: &Comparison) -> Vec<u64> {
     difference
         .missing_ranges()
         .chain(given_up)
-        .filter(|range| range.len() >= len)
         .flat_map(|range| [range.start.0, range.end.0.saturating_sub(len)])
         .take(MAX_PLACES)
         .collect()
