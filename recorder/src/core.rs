@@ -1,20 +1,246 @@
 //! Which core the tracer runs on.
+//!
+//! A stop costs least when tracer and target share a core: nothing is woken over there, and no core
+//! leaves its idle state. The scheduler does not keep them together by itself. When the tracer resumes
+//! the target, their core is not idle (the tracer runs on it), so the kernel looks for one that is and
+//! takes the target there, and it goes on like that if the tracer only runs after it. A core whose one
+//! runnable thread is of class `SCHED_IDLE` counts as idle, though: so the tracer enters that class,
+//! binds itself to the target's core, and the target stays. The target's own affinity and class are
+//! never touched.
+//!
+//! In that class the tracer gets next to nothing of a core that somebody else wants, and the target
+//! would wait for it. So it is done only while one thread makes nearly all stops, and many; a watchdog
+//! of the usual class looks every few milliseconds whether they go on at the same pace, and takes the
+//! tracer out if they do not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use maptrail_tracelog::types::Tid;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid as NixPid;
+
+use crate::proc;
+use crate::sys::{sched, timer};
+use crate::tracer::TICK;
+
+/// Fewer stops in a tick are not worth it.
+const MANY_STOPS: u64 = 500;
+/// How often the watchdog looks.
+const LOOK: Duration = Duration::from_millis(5);
+/// With less than this part of the pace before, the tracer is taken out.
+const SLOW: u64 = 4;
+/// The target's core is asked for once in so many stops: the answer takes 20 µs.
+const ASK_EVERY: u64 = 512;
+/// Ticks of rest after the watchdog's first alarm; twice as many after each further one.
+const FIRST_REST: u32 = 5;
+const LONGEST_REST: u32 = 600;
+/// After so many ticks without an alarm the rest is short again.
+const GOOD_RUN: u32 = 20;
 
 /// Lets the tracer's thread follow the core of the thread that it serves.
-pub struct Follower {}
+pub struct Follower {
+    /// `None` where it cannot be done: one core, or no right to leave the idle class again.
+    able: Option<Able>,
+    /// The thread served last, and how many of this tick's stops were of the same as the one before.
+    last: Tid,
+    same: u64,
+    stops: u64,
+}
+
+struct Able {
+    watch: Arc<Watch>,
+    everywhere: CpuSet,
+    /// The core that the tracer is bound to.
+    bound: Option<usize>,
+    resting: u32,
+    next_rest: u32,
+    good_run: u32,
+}
+
+/// What tracer and watchdog share.
+struct Watch {
+    tracer: Tid,
+    /// The tracer is in the idle class.
+    idle: AtomicBool,
+    stops: AtomicU64,
+    /// Stops in a look that are slow.
+    slow: AtomicU64,
+}
 
 impl Follower {
-    /// Starts where the tracer is.
+    /// Follows nobody yet. Belongs to the calling thread, the tracer's.
     #[must_use]
     pub fn new() -> Follower {
-        Follower {}
+        Follower {
+            able: Able::new(),
+            last: Tid(0),
+            same: 0,
+            stops: 0,
+        }
     }
 
-    /// The tracer serves a stop of `tid`, the `n`th of all.
-    pub fn served(&mut self, _tid: Tid, _n: u64) {}
+    /// The tracer serves a stop of `tid`.
+    #[inline]
+    pub fn served(&mut self, tid: Tid) {
+        self.stops += 1;
+        self.same += u64::from(tid == self.last);
+        self.last = tid;
+        if let Some(able) = &mut self.able
+            && able.bound.is_some()
+        {
+            let stops = able.watch.stops.fetch_add(1, Ordering::Relaxed);
+            if stops.is_multiple_of(ASK_EVERY) {
+                able.bind_to(tid);
+            }
+        }
+    }
 
-    /// The thread is gone.
-    pub fn forget(&mut self, _tid: Tid) {}
+    /// A tick has passed: was it one to follow in?
+    pub fn tick(&mut self) {
+        let (stops, same) = (self.stops, self.same);
+        (self.stops, self.same) = (0, 0);
+        let Some(able) = &mut self.able else { return };
+        let many = stops >= MANY_STOPS && same >= stops - stops / 10;
+        if able.bound.is_some() {
+            if !able.watch.idle.load(Ordering::Relaxed) {
+                able.alarmed();
+            } else if many {
+                able.expect(stops);
+                able.good_run += 1;
+                if able.good_run >= GOOD_RUN {
+                    able.next_rest = FIRST_REST;
+                }
+            } else {
+                able.let_go();
+            }
+        } else if able.resting > 0 {
+            able.resting -= 1;
+        } else if many {
+            able.expect(stops);
+            able.follow(self.last);
+        }
+    }
+
+    /// Goes where the scheduler likes, for good.
+    pub fn stop(&mut self) {
+        if let Some(mut able) = self.able.take() {
+            able.let_go();
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Able {
+    fn new() -> Option<Able> {
+        let everywhere = sched_getaffinity(NixPid::from_raw(0)).ok()?;
+        let cores = (0..CpuSet::count()).filter(|core| everywhere.is_set(*core).unwrap_or(false));
+        if cores.take(2).count() < 2 || !sched::is_usual() || !may_return() {
+            return None;
+        }
+        let watch = Arc::new(Watch {
+            tracer: sched::this_thread(),
+            idle: AtomicBool::new(false),
+            stops: AtomicU64::new(0),
+            slow: AtomicU64::new(0),
+        });
+        Some(Able {
+            watch,
+            everywhere,
+            bound: None,
+            resting: 0,
+            next_rest: FIRST_REST,
+            good_run: 0,
+        })
+    }
+
+    fn expect(&self, stops_in_a_tick: u64) {
+        let looks = (TICK.as_millis() / LOOK.as_millis()) as u64;
+        let slow = stops_in_a_tick / looks / SLOW;
+        self.watch.slow.store(slow.max(1), Ordering::Relaxed);
+    }
+
+    fn follow(&mut self, tid: Tid) {
+        let watch = Arc::clone(&self.watch);
+        watch.idle.store(true, Ordering::Relaxed);
+        // The watchdog first: without it the tracer must not be in that class.
+        let dog = thread::Builder::new().name("maptrail-watch".into());
+        if dog.spawn(move || watch.look_on()).is_err() {
+            return;
+        }
+        self.good_run = 0;
+        self.bind_to(tid);
+        if self.bound.is_none() || sched::set_idle(self.watch.tracer, true).is_err() {
+            self.let_go();
+        }
+    }
+
+    fn bind_to(&mut self, tid: Tid) {
+        let Some(core) = proc::core_of(tid).filter(|core| self.bound != Some(*core)) else {
+            return;
+        };
+        let mut only = CpuSet::new();
+        let bound = self.everywhere.is_set(core).unwrap_or(false)
+            && only.set(core).is_ok()
+            && sched_setaffinity(NixPid::from_raw(0), &only).is_ok();
+        if bound {
+            self.bound = Some(core);
+        }
+    }
+
+    /// The watchdog has taken the tracer out of the idle class.
+    fn alarmed(&mut self) {
+        self.resting = self.next_rest;
+        self.next_rest = (self.next_rest * 2).min(LONGEST_REST);
+        self.let_go();
+    }
+
+    fn let_go(&mut self) {
+        self.watch.leave();
+        if self.bound.take().is_some() {
+            // What was allowed before is allowed again, unless the cores themselves are gone.
+            let _ = sched_setaffinity(NixPid::from_raw(0), &self.everywhere);
+        }
+    }
+}
+
+impl Watch {
+    /// The watchdog's work, until the tracer leaves the idle class or must be taken out of it.
+    fn look_on(&self) {
+        timer::block_signals_in_this_thread();
+        let mut before = self.stops.load(Ordering::Relaxed);
+        while self.idle.load(Ordering::Relaxed) {
+            thread::sleep(LOOK);
+            let now = self.stops.load(Ordering::Relaxed);
+            if now - before < self.slow.load(Ordering::Relaxed) {
+                self.leave();
+            }
+            before = now;
+        }
+    }
+
+    fn leave(&self) {
+        if self.idle.swap(false, Ordering::Relaxed) {
+            // That it may was tried out before it entered.
+            let _ = sched::set_idle(self.tracer, false);
+        }
+    }
+}
+
+/// Whether a thread of ours that entered the idle class could leave it: tried out by one.
+fn may_return() -> bool {
+    let try_out = || {
+        let me = sched::this_thread();
+        sched::set_idle(me, true).is_ok() && sched::set_idle(me, false).is_ok()
+    };
+    thread::Builder::new()
+        .spawn(try_out)
+        .is_ok_and(|thread| thread.join().unwrap_or(false))
 }

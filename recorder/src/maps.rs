@@ -64,7 +64,8 @@ impl Maps {
         Maps { file, query: true }
     }
 
-    /// All mappings, ascending.
+    /// All mappings, ascending. An error if the space went while it was read: the kernel then ends
+    /// the list wherever it is.
     pub fn all(&self, files: &mut FileTable) -> io::Result<Vec<Vma>> {
         let mut text = Vec::with_capacity(16 << 10);
         let mut chunk = [0; 16 << 10];
@@ -74,6 +75,9 @@ impl Maps {
                 Some(got) if !got.is_empty() => text.extend_from_slice(got),
                 _ => break,
             }
+        }
+        if self.file.read_at(&mut chunk, 0)? == 0 {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         Ok(text
             .split(|b| *b == b'\n')

@@ -46,11 +46,25 @@ fn status_field(tid: Tid, key: &str) -> Option<String> {
 /// Field `start_brk` of `/proc/TID/stat` (proc_pid_stat(5), field 47); 0 if it is not shown.
 #[must_use]
 pub fn start_brk(tid: Tid) -> Addr {
-    let text = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold anything; fields count from 3 after the last one.
-    let after = text.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let field = after.split_whitespace().nth(47 - 3);
-    Addr(field.and_then(|f| f.parse().ok()).unwrap_or(0))
+    Addr(stat_field(tid, 47).unwrap_or(0))
+}
+
+/// The core that a thread runs on, or ran on last (field 39).
+#[must_use]
+pub fn core_of(tid: Tid) -> Option<usize> {
+    usize::try_from(stat_field(tid, 39)?).ok()
+}
+
+/// A number in `/proc/TID/stat`; fields count from 1.
+fn stat_field(tid: Tid, number: usize) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    // The name in parentheses may hold anything; what follows the last one is field 3.
+    let (_, after) = text.rsplit_once(')')?;
+    after
+        .split_whitespace()
+        .nth(number.checked_sub(3)?)?
+        .parse()
+        .ok()
 }
 
 /// The program that it runs, and its arguments.

@@ -30,6 +30,10 @@ pub fn rss(tid: Tid) -> io::Result<RssSample> {
         let kib = value.trim().trim_end_matches(" kB").trim();
         *field = kib.parse::<u64>().unwrap_or(0).saturating_mul(1024);
     }
+    if sample.size == 0 {
+        // The thread is dead; its memory is not 0, it is unknown.
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
     Ok(sample)
 }
 

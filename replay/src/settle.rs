@@ -39,6 +39,7 @@ pub fn likeliest(
         space,
         checkpoint,
         files,
+        mapped: mapped(checkpoint),
         acted: vec![Vec::new(); unfinished.len()],
         trials: MAX_WORK / (space.region_count() + checkpoint.vmas.len() + 1),
     };
@@ -63,6 +64,8 @@ struct Search<'a> {
     space: &'a Space,
     checkpoint: &'a Checkpoint,
     files: &'a Files,
+    /// What the kernel has mapped, ascending, neighbours joined.
+    mapped: Vec<Range>,
     /// For each call, what it is thought to have done.
     acted: Vec<Form>,
     /// How many more comparisons may be made.
@@ -99,7 +102,7 @@ impl Search<'_> {
             changes: Vec::new(),
         };
         for (at, event) in self.unfinished.iter().enumerate() {
-            for form in forms(event, self.unfinished, difference) {
+            for form in self.forms(event, difference) {
                 if self.trials == 0 || best.drift == 0 {
                     return best;
                 }
@@ -123,22 +126,63 @@ impl Search<'_> {
         }
         best
     }
-}
 
-/// What a call may have done.
-fn forms(event: &CallEvent, all: &[CallEvent], difference: &Comparison) -> Vec<Form> {
-    if event.call.effect() == Effect::Unmap {
-        return vec![Vec::new(), released(event, difference)];
+    /// What a call may have done.
+    fn forms(&self, event: &CallEvent, difference: &Comparison) -> Vec<Form> {
+        if event.call.effect() == Effect::Unmap {
+            return vec![Vec::new(), released(event, difference)];
+        }
+        let mut forms = vec![Vec::new()];
+        for result in self.results(event, difference) {
+            let acted = calls::returning(event, result);
+            forms.push(vec![acted]);
+            if event.call.effect() == Effect::Remap && result != event.args[0] {
+                forms.push(vec![from_reused(acted)]);
+            }
+        }
+        forms
     }
-    let mut forms = vec![Vec::new()];
-    for result in results(event, all, difference) {
-        let acted = calls::returning(event, result);
-        forms.push(vec![acted]);
-        if event.call.effect() == Effect::Remap && result != event.args[0] {
-            forms.push(vec![from_reused(acted)]);
+
+    /// Values that the call could have come back with.
+    fn results(&self, event: &CallEvent, difference: &Comparison) -> Vec<u64> {
+        let [a0, a1, a2, a3, a4, _] = event.args;
+        match event.call.effect() {
+            Effect::Map if a3 & MAP_AT != 0 => vec![a0],
+            Effect::Map => self.places(a1, difference),
+            Effect::Remap if a3 & MREMAP_FIXED != 0 => vec![a4],
+            Effect::Remap => std::iter::once(a0)
+                .chain(self.places(a2, difference))
+                .collect(),
+            Effect::Brk => vec![a0],
+            Effect::Unmap | Effect::Protect | Effect::Detach => vec![0],
+            Effect::Look | Effect::Advise => Vec::new(),
         }
     }
-    forms
+
+    /// Where the kernel may have put `len` bytes, which are still there: where it has something that
+    /// the model has not, or where another of the calls may have made room; at either end, and over
+    /// it.
+    fn places(&self, len: u64, difference: &Comparison) -> Vec<u64> {
+        let len = len.div_ceil(PAGE).saturating_mul(PAGE);
+        let given_up = self
+            .unfinished
+            .iter()
+            .filter(|event| matches!(event.call.effect(), Effect::Unmap | Effect::Remap))
+            .filter_map(|event| Range::pages(event.args[0], event.args[1]));
+        difference
+            .missing_ranges()
+            .chain(given_up)
+            .flat_map(|range| [range.start.0, range.end.0.saturating_sub(len)])
+            .filter(|start| self.is_mapped(*start, len))
+            .take(MAX_PLACES)
+            .collect()
+    }
+
+    fn is_mapped(&self, start: u64, len: u64) -> bool {
+        let after = self.mapped.partition_point(|range| range.start.0 <= start);
+        let below = after.checked_sub(1).and_then(|at| self.mapped.get(at));
+        below.is_some_and(|range| start.saturating_add(len) <= range.end.0)
+    }
 }
 
 /// A move whose source another call, seen to end, has mapped since: nothing goes from there any
@@ -163,36 +207,16 @@ fn released(event: &CallEvent, difference: &Comparison) -> Form {
         .collect()
 }
 
-/// Values that the call could have come back with.
-fn results(event: &CallEvent, all: &[CallEvent], difference: &Comparison) -> Vec<u64> {
-    let [a0, a1, a2, a3, a4, _] = event.args;
-    match event.call.effect() {
-        Effect::Map if a3 & MAP_AT != 0 => vec![a0],
-        Effect::Map => places(a1, all, difference),
-        Effect::Remap if a3 & MREMAP_FIXED != 0 => vec![a4],
-        Effect::Remap => std::iter::once(a0)
-            .chain(places(a2, all, difference))
-            .collect(),
-        Effect::Brk => vec![a0],
-        Effect::Unmap | Effect::Protect | Effect::Detach => vec![0],
-        Effect::Look | Effect::Advise => Vec::new(),
+/// What the kernel shows, as maximal ranges.
+fn mapped(checkpoint: &Checkpoint) -> Vec<Range> {
+    let mut ranges: Vec<Range> = Vec::new();
+    for vma in &checkpoint.vmas {
+        match ranges.last_mut() {
+            Some(last) if last.end == vma.range.start => last.end = vma.range.end,
+            _ => ranges.push(vma.range),
+        }
     }
-}
-
-/// Where the kernel may have put `len` bytes: where it has something that the model has not, or
-/// where another of the calls may have made room; at either end, and over it.
-fn places(len: u64, all: &[CallEvent], difference: &Comparison) -> Vec<u64> {
-    let len = len.div_ceil(PAGE).saturating_mul(PAGE);
-    let given_up = all
-        .iter()
-        .filter(|event| matches!(event.call.effect(), Effect::Unmap | Effect::Remap))
-        .filter_map(|event| Range::pages(event.args[0], event.args[1]));
-    difference
-        .missing_ranges()
-        .chain(given_up)
-        .flat_map(|range| [range.start.0, range.end.0.saturating_sub(len)])
-        .take(MAX_PLACES)
-        .collect()
+    ranges
 }
 
 /// The space as these calls leave it.

@@ -7,6 +7,7 @@ pub mod memory;
 pub mod open;
 pub mod procmap;
 pub mod ptrace;
+pub mod sched;
 pub mod spawn;
 pub mod startup;
 pub mod timer;

@@ -55,7 +55,9 @@ impl Tracer {
                 self.entry(stopped, &entry)
             }
             (Some(_), Position::Exit(value)) => self.exit(stopped, value),
-            _ => self.resume(stopped),
+            // Killed meanwhile, it has come to its exit stop, which will be told of.
+            (_, Position::None) => Ok(()),
+            (None, _) => self.resume(stopped),
         }
     }
 

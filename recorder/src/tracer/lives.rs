@@ -8,8 +8,12 @@ use super::state::{Pending, Space, Thread};
 use super::window::Window;
 use super::{Stop, StopError, Stopped, Tracer};
 use crate::proc;
-use crate::sys::{ptrace, wait};
+use crate::sys::{ptrace, timer, wait};
+use crate::tracer::TICK;
 use crate::unwind::AddressMap;
+
+/// How long a newborn thread waits for its maker's stop, nanoseconds.
+const ORPHAN_NS: u64 = 200_000_000;
 
 impl Tracer {
     /// A thread that nobody told of: it was just made, and its stop came before its maker's. It is
@@ -23,23 +27,73 @@ impl Tracer {
             };
         }
         wait::consume(&stopped);
-        self.newborn.insert(stopped.tid(), stopped);
+        if self.journal.is_none() {
+            // Ticks have ended with the log; this one may need them.
+            let _ = timer::start(TICK);
+        }
+        let since = timer::monotonic_ns();
+        self.newborn.insert(stopped.tid(), (stopped, since));
         Ok(())
+    }
+
+    /// Newborn threads whose maker was killed before its stop was served wait for nobody.
+    pub(super) fn adopt_orphans(&mut self) {
+        let now = timer::monotonic_ns();
+        let due: Vec<Tid> = self
+            .newborn
+            .iter()
+            .filter(|(_, (_, since))| now.saturating_sub(*since) > ORPHAN_NS)
+            .map(|(tid, _)| *tid)
+            .collect();
+        for tid in due {
+            let Some((born, _)) = self.newborn.remove(&tid) else {
+                continue;
+            };
+            let pid = proc::process_of(tid).unwrap_or(Pid(tid.0));
+            let of_process = |thread: &Thread| thread.pid == pid;
+            let fellow = self
+                .threads
+                .iter()
+                .find(|(t, thread)| {
+                    of_process(thread) || ptrace::same_space(**t, tid) == Some(true)
+                })
+                .map(|(t, _)| *t);
+            match fellow {
+                Some(fellow) => self.adopt(fellow, tid),
+                None => {
+                    let recording = self.journal.is_some() && self.task.follow_forks;
+                    let space = recording
+                        .then(|| self.new_space(tid, pid, Origin::Attach, AddressMap::new()));
+                    self.new_thread(tid, pid, space.flatten());
+                }
+            }
+            self.first_stop(born);
+        }
+        if self.journal.is_none() && self.newborn.is_empty() {
+            // As when the log was completed.
+            let _ = timer::stop();
+        }
     }
 
     /// A thread made another one, which is traced as well.
     pub(super) fn child(&mut self, stopped: Stopped) -> Result<(), StopError> {
         let maker = stopped.tid();
         let child = Tid(stopped.event_message()? as u32);
-        self.adopt(maker, child);
-        if let Some(born) = self.newborn.remove(&child) {
-            // Its death, if that came first, is reported by itself.
-            match self.trap(born) {
-                Ok(()) | Err(StopError::Gone(_)) => {}
-                Err(error) => self.front.note(&format!("maptrail: {error}")),
-            }
+        if !self.threads.contains_key(&child) {
+            self.adopt(maker, child);
+        }
+        if let Some((born, _)) = self.newborn.remove(&child) {
+            self.first_stop(born);
         }
         self.resume(stopped)
+    }
+
+    fn first_stop(&mut self, born: Stopped) {
+        // Its death, if that came first, is reported by itself.
+        match self.trap(born) {
+            Ok(()) | Err(StopError::Gone(_)) => {}
+            Err(error) => self.front.note(&format!("maptrail: {error}")),
+        }
     }
 
     fn adopt(&mut self, maker: Tid, child: Tid) {
@@ -180,9 +234,7 @@ impl Tracer {
     /// the space can be looked at.
     pub(super) fn exiting(&mut self, stopped: Stopped) -> Result<(), StopError> {
         let tid = stopped.tid();
-        let killed = stopped
-            .event_message()
-            .is_ok_and(|status| status & 0x7f != 0);
+        let killed = stopped.event_message()? & 0x7f != 0;
         self.abandon_call(tid);
         let how = if killed {
             SpaceEnd::Killed
@@ -243,7 +295,6 @@ impl Tracer {
         let Some(thread) = self.threads.remove(&tid) else {
             return;
         };
-        self.follower.forget(tid);
         if thread.space.is_some() {
             self.record(Body::ThreadEnd {
                 thread: thread.ix,

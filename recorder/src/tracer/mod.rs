@@ -67,8 +67,8 @@ pub struct Tracer {
     task: Task,
     front: ToFront,
     threads: FxHashMap<Tid, Thread>,
-    /// Threads that stopped at birth before their maker's stop told of them.
-    newborn: FxHashMap<Tid, Stopped>,
+    /// Threads that stopped at birth before their maker's stop told of them, and when.
+    newborn: FxHashMap<Tid, (Stopped, u64)>,
     spaces: FxHashMap<SpaceId, Space>,
     /// Stops that were taken off the kernel's list and are served in turn.
     batch: VecDeque<(Stopped, Stop)>,
@@ -141,6 +141,9 @@ impl Tracer {
                 if std::mem::take(&mut self.wake_front) {
                     spawn::kill(self.task.front, libc::SIGCONT);
                 }
+                if !self.newborn.is_empty() {
+                    self.adopt_orphans();
+                }
                 self.tick();
             }
         }
@@ -163,18 +166,21 @@ impl Tracer {
             match event {
                 // A stop that carries a signal stays on the kernel's list until it is resumed.
                 Event::Stopped(stopped, stop @ Stop::Signal(_)) => {
-                    self.batch.push_back((stopped, stop));
+                    self.put_by(stopped, stop);
                     break;
                 }
                 Event::Stopped(stopped, stop) => {
                     wait::consume(&stopped);
-                    self.batch.push_back((stopped, stop));
+                    self.put_by(stopped, stop);
                     if self.batch.len() >= BATCH {
                         break;
                     }
                 }
                 other if self.batch.is_empty() => return Ok(other),
-                Event::Ended(tid, status) => self.thread_ended(tid, status),
+                Event::Ended(tid, status) => {
+                    self.batch.retain(|(stopped, _)| stopped.tid() != tid);
+                    self.thread_ended(tid, status);
+                }
                 Event::Interrupted | Event::Nothing | Event::NoneLeft => break,
             }
             event = wait::next(false)?;
@@ -185,11 +191,18 @@ impl Tracer {
         })
     }
 
+    /// Keeps a stop until its turn. An earlier one of the same thread is void: SIGKILL woke the
+    /// thread, and now it stands at its exit.
+    fn put_by(&mut self, stopped: Stopped, stop: Stop) {
+        self.batch.retain(|(other, _)| other.tid() != stopped.tid());
+        self.batch.push_back((stopped, stop));
+    }
+
     fn serve(&mut self, stopped: Stopped, stop: Stop) {
         let tid = stopped.tid();
         let since = timer::monotonic_ns();
         self.stats.stops += 1;
-        self.follower.served(tid, self.stats.stops);
+        self.follower.served(tid);
         match self.dispatch(stopped, stop) {
             // Its death is about to be reported.
             Ok(()) | Err(StopError::Gone(_)) => {}

@@ -54,6 +54,7 @@ impl Tracer {
         let Some(journal) = &self.journal else {
             return;
         };
+        self.follower.tick();
         let now = journal.now().0;
         if journal.due() {
             self.flush();
@@ -311,6 +312,7 @@ impl Tracer {
             return;
         };
         let (events, lost, failure) = journal.close(low_water, &mut self.stacks);
+        self.follower.stop();
         // Ticks have nothing left to do; a failure to stop them costs a wake-up now and then.
         let _ = timer::stop();
         let report = Report {
