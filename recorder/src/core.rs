@@ -18,12 +18,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use maptrail_tracelog::types::Tid;
+use maptrail_tracelog::types::{Addr, Tid};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid as NixPid;
 
 use crate::proc;
-use crate::sys::{sched, timer};
+use crate::sys::ptrace::Stopped;
+use crate::sys::{memory, sched, timer};
 use crate::tracer::TICK;
 
 /// Fewer stops in a tick are not worth it.
@@ -32,8 +33,13 @@ const MANY_STOPS: u64 = 500;
 const LOOK: Duration = Duration::from_millis(5);
 /// With less than this part of the pace before, the tracer is taken out.
 const SLOW: u64 = 4;
-/// The target's core is asked for once in so many stops: the answer takes 20 µs.
-const ASK_EVERY: u64 = 512;
+/// Whatever else wakes on the shared core for a moment makes the target leave it, so the target's core
+/// is asked for again and again: once in so many stops where the target's memory tells it (1 µs) ...
+const ASK_MEMORY: u64 = 8;
+/// ... and where only `/proc` does (20 µs).
+const ASK_PROC: u64 = 64;
+/// Where a thread's rseq area has the number of the core that it runs on: `cpu_id` (rseq(2)).
+const CPU_ID: u64 = 4;
 /// Ticks of rest after the watchdog's first alarm; twice as many after each further one.
 const FIRST_REST: u32 = 5;
 const LONGEST_REST: u32 = 600;
@@ -55,6 +61,12 @@ struct Able {
     everywhere: CpuSet,
     /// The core that the tracer is bound to.
     bound: Option<usize>,
+    /// The next stop is one to begin at.
+    wanted: bool,
+    /// The other threads of this process: the watchdog, the log's writer.
+    others: Vec<NixPid>,
+    /// Where the thread that is followed has the number of its core.
+    place: Option<(Tid, Addr)>,
     resting: u32,
     next_rest: u32,
     good_run: u32,
@@ -82,18 +94,26 @@ impl Follower {
         }
     }
 
-    /// The tracer serves a stop of `tid`.
+    /// The tracer serves a stop.
     #[inline]
-    pub fn served(&mut self, tid: Tid) {
+    pub fn served(&mut self, stopped: &Stopped) {
+        let tid = stopped.tid();
         self.stops += 1;
         self.same += u64::from(tid == self.last);
         self.last = tid;
-        if let Some(able) = &mut self.able
-            && able.bound.is_some()
-        {
-            let stops = able.watch.stops.fetch_add(1, Ordering::Relaxed);
-            if stops.is_multiple_of(ASK_EVERY) {
-                able.bind_to(tid);
+        if let Some(able) = &mut self.able {
+            if able.bound.is_some() {
+                let stops = able.watch.stops.fetch_add(1, Ordering::Relaxed);
+                let every = if able.place.is_some() {
+                    ASK_MEMORY
+                } else {
+                    ASK_PROC
+                };
+                if stops.is_multiple_of(every) {
+                    able.go_where(tid);
+                }
+            } else if std::mem::take(&mut able.wanted) {
+                able.follow(stopped);
             }
         }
     }
@@ -120,7 +140,7 @@ impl Follower {
             able.resting -= 1;
         } else if many {
             able.expect(stops);
-            able.follow(self.last);
+            able.wanted = true;
         }
     }
 
@@ -155,6 +175,9 @@ impl Able {
             watch,
             everywhere,
             bound: None,
+            wanted: false,
+            place: None,
+            others: Vec::new(),
             resting: 0,
             next_rest: FIRST_REST,
             good_run: 0,
@@ -167,31 +190,62 @@ impl Able {
         self.watch.slow.store(slow.max(1), Ordering::Relaxed);
     }
 
-    fn follow(&mut self, tid: Tid) {
+    fn follow(&mut self, stopped: &Stopped) {
+        let tid = stopped.tid();
+        self.place = stopped
+            .rseq_area()
+            .map(|area| (tid, Addr(area.0.wrapping_add(CPU_ID))));
         let watch = Arc::clone(&self.watch);
         watch.idle.store(true, Ordering::Relaxed);
         // The watchdog first: without it the tracer must not be in that class.
         let dog = thread::Builder::new().name("maptrail-watch".into());
         if dog.spawn(move || watch.look_on()).is_err() {
+            self.watch.idle.store(false, Ordering::Relaxed);
             return;
         }
         self.good_run = 0;
-        self.bind_to(tid);
+        self.others = proc::threads_of_this_process()
+            .filter(|other| *other != self.watch.tracer)
+            .map(as_nix)
+            .collect();
+        self.go_where(tid);
         if self.bound.is_none() || sched::set_idle(self.watch.tracer, true).is_err() {
             self.let_go();
         }
     }
 
-    fn bind_to(&mut self, tid: Tid) {
-        let Some(core) = proc::core_of(tid).filter(|core| self.bound != Some(*core)) else {
+    fn core_of(&self, tid: Tid) -> Option<usize> {
+        match self.place {
+            Some((followed, at)) if followed == tid => {
+                memory::read_u32(tid, at.0).and_then(|core| usize::try_from(core).ok())
+            }
+            Some(_) => None,
+            None => proc::core_of(tid),
+        }
+    }
+
+    /// Binds the tracer to the core that the thread runs on, and its helpers to the other cores: what
+    /// they do on the shared one would keep the tracer waiting.
+    fn go_where(&mut self, tid: Tid) {
+        let Some(core) = self.core_of(tid).filter(|core| self.bound != Some(*core)) else {
             return;
         };
-        let mut only = CpuSet::new();
+        let (mut only, mut others) = (CpuSet::new(), self.everywhere);
         let bound = self.everywhere.is_set(core).unwrap_or(false)
             && only.set(core).is_ok()
             && sched_setaffinity(NixPid::from_raw(0), &only).is_ok();
         if bound {
             self.bound = Some(core);
+            if others.unset(core).is_ok() {
+                self.bind_others(&others);
+            }
+        }
+    }
+
+    fn bind_others(&self, cores: &CpuSet) {
+        for other in &self.others {
+            // One that has ended needs no core.
+            let _ = sched_setaffinity(*other, cores);
         }
     }
 
@@ -204,11 +258,17 @@ impl Able {
 
     fn let_go(&mut self) {
         self.watch.leave();
+        self.wanted = false;
         if self.bound.take().is_some() {
             // What was allowed before is allowed again, unless the cores themselves are gone.
             let _ = sched_setaffinity(NixPid::from_raw(0), &self.everywhere);
+            self.bind_others(&self.everywhere);
         }
     }
+}
+
+fn as_nix(tid: Tid) -> NixPid {
+    NixPid::from_raw(tid.0 as i32)
 }
 
 impl Watch {
@@ -216,13 +276,16 @@ impl Watch {
     fn look_on(&self) {
         timer::block_signals_in_this_thread();
         let mut before = self.stops.load(Ordering::Relaxed);
+        let mut slow_before = false;
         while self.idle.load(Ordering::Relaxed) {
             thread::sleep(LOOK);
             let now = self.stops.load(Ordering::Relaxed);
-            if now - before < self.slow.load(Ordering::Relaxed) {
+            let slow = now - before < self.slow.load(Ordering::Relaxed);
+            // One slow look may be a moment's work of somebody else.
+            if slow && slow_before {
                 self.leave();
             }
-            before = now;
+            (before, slow_before) = (now, slow);
         }
     }
 

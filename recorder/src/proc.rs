@@ -67,6 +67,12 @@ fn stat_field(tid: Tid, number: usize) -> Option<u64> {
         .ok()
 }
 
+/// The threads of this very process.
+pub fn threads_of_this_process() -> impl Iterator<Item = Tid> {
+    let entries = fs::read_dir("/proc/self/task").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Tid))
+}
+
 /// The program that it runs, and its arguments.
 #[must_use]
 pub fn program(tid: Tid) -> (String, Vec<String>) {

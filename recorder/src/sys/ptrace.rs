@@ -8,7 +8,7 @@ use std::mem::{MaybeUninit, size_of};
 
 use libc::{c_long, c_uint, c_void, pid_t};
 use maptrail_tracelog::calls::Abi;
-use maptrail_tracelog::types::Tid;
+use maptrail_tracelog::types::{Addr, Tid};
 
 /// `AUDIT_ARCH_X86_64` of linux/audit.h.
 pub const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
@@ -16,6 +16,8 @@ pub const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 pub const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 /// Set in the number of an x32 call (`__X32_SYSCALL_BIT`).
 pub const X32_BIT: u64 = 0x4000_0000;
+/// Linux 5.13; ptrace(2).
+const PTRACE_GET_RSEQ_CONFIGURATION: c_uint = 0x420f;
 
 /// Why a request to a stopped thread had no effect.
 #[derive(Debug, thiserror::Error)]
@@ -175,6 +177,25 @@ impl Stopped {
             )?;
         }
         Ok(message)
+    }
+
+    /// Where its rseq area is (rseq(2)), if it has registered one. Linux 5.13.
+    #[must_use]
+    pub fn rseq_area(&self) -> Option<Addr> {
+        // struct ptrace_rseq_configuration: the pointer comes first.
+        let mut answer = [0u64; 3];
+        // SAFETY: the kernel writes at most the size that is passed as the address argument.
+        unsafe {
+            request(
+                PTRACE_GET_RSEQ_CONFIGURATION,
+                "PTRACE_GET_RSEQ_CONFIGURATION",
+                self.tid,
+                size_of_val(&answer),
+                answer.as_mut_ptr().cast(),
+            )
+            .ok()?;
+        }
+        answer.first().filter(|at| **at != 0).map(|at| Addr(*at))
     }
 
     /// Lets it run, with `signal` (0 for none). The kernel keeps the siginfo of the signal that it

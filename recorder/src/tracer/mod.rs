@@ -199,10 +199,9 @@ impl Tracer {
     }
 
     fn serve(&mut self, stopped: Stopped, stop: Stop) {
-        let tid = stopped.tid();
         let since = timer::monotonic_ns();
         self.stats.stops += 1;
-        self.follower.served(tid);
+        self.follower.served(&stopped);
         match self.dispatch(stopped, stop) {
             // Its death is about to be reported.
             Ok(()) | Err(StopError::Gone(_)) => {}
