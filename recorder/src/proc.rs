@@ -67,6 +67,24 @@ fn stat_field(tid: Tid, number: usize) -> Option<u64> {
         .ok()
 }
 
+/// How many mappings the kernel lets a space have; 0 if it does not say.
+#[must_use]
+pub fn max_mappings() -> usize {
+    let text = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+/// Whether a thread may stand inside the system call `number` right now (`/proc/TID/syscall` says
+/// `running` or the number; proc_pid_syscall(5)).
+#[must_use]
+pub fn may_be_in_call(tid: Tid, number: u64) -> bool {
+    let text = fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+    match text.split_whitespace().next() {
+        Some(first) => first == "running" || first.parse() == Ok(number),
+        None => true,
+    }
+}
+
 /// The threads of this very process.
 pub fn threads_of_this_process() -> impl Iterator<Item = Tid> {
     let entries = fs::read_dir("/proc/self/task").into_iter().flatten();

@@ -1,11 +1,11 @@
 //! What happens at a memory call: its entry, its exit, and what must be asked of the kernel besides.
 
 use maptrail_tracelog::calls::{Abi, Call, Effect};
-use maptrail_tracelog::record::{Body, CallEvent, Look, LookCause, Outcome};
+use maptrail_tracelog::record::{Body, CallEvent, Look, LookCause, Mechanism, Outcome};
 use maptrail_tracelog::types::{Addr, FileId, Perms, Range, SpaceId, StackId, Stamp, Tid};
 
 use super::decode::{self, Wanted};
-use super::state::{EVERYWHERE, MemoryCall, Pending};
+use super::state::{EVERYWHERE, MemoryCall, Pending, Unseen};
 use super::{MemoryOf, Tracer};
 use crate::code::Source;
 use crate::mechanism::filter::{self, CLONE_UNTRACED, Watched};
@@ -23,6 +23,8 @@ const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 const MREMAP_FIXED: u64 = 2;
 const PROT_EXEC: u64 = 4;
 const PR_SET_VMA: u64 = 0x5356_4d41;
+/// Number of `munmap` on x86-64.
+pub(super) const MUNMAP: u64 = 11;
 
 impl Tracer {
     /// The filter stopped a thread, before its call. If the number alone tells the ABI (no other
@@ -98,9 +100,6 @@ impl Tracer {
             None => stopped.regs()?,
         };
         let stack = self.unwind(tid, &regs, space);
-        if let Some(space) = self.spaces.get_mut(&space) {
-            space.in_flight += 1;
-        }
         let call = MemoryCall {
             call: wanted.call,
             abi: entry.abi,
@@ -110,10 +109,74 @@ impl Tracer {
             entry_ns: self.now(),
             stack,
         };
+        if let Some(released) = self.cannot_fail(&call, space) {
+            self.released_unseen(tid, space, &call, released);
+            return self.resume(stopped);
+        }
+        if let Some(space) = self.spaces.get_mut(&space) {
+            space.in_flight += 1;
+            space.fresh.touched(call.call, &call.args);
+        }
         if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.unseen = None;
             thread.pending = Some(Pending::Memory(call));
         }
         stopped.resume(Resume::ToSyscall, 0)
+    }
+
+    /// The range that a call releases, if it is one that cannot fail. Under `syscall` its exit is
+    /// stopped at whether or not we want to.
+    fn cannot_fail(&mut self, call: &MemoryCall, space: SpaceId) -> Option<Range> {
+        let one_stop = self.task.mechanism == Mechanism::Seccomp && call.abi == Abi::X86_64;
+        if !one_stop || call.call != Call::Munmap {
+            return None;
+        }
+        let [addr, len, ..] = call.args;
+        let fresh = &mut self.spaces.get_mut(&space)?.fresh;
+        let sure = fresh.releases(addr, len, self.max_mappings);
+        Range::pages(addr, len).filter(|_| sure)
+    }
+
+    fn released_unseen(&mut self, tid: Tid, space: SpaceId, call: &MemoryCall, range: Range) {
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            return;
+        };
+        thread.unseen = Some(Unseen {
+            entry: call.entry,
+            range,
+        });
+        let ix = thread.ix;
+        self.code_gone(space, Some(range));
+        let event = CallEvent {
+            thread: ix,
+            space,
+            call: call.call,
+            abi: call.abi,
+            args: call.args,
+            outcome: Outcome::Returned(0),
+            entry: call.entry,
+            exit: self.stamp(),
+            entry_ns: call.entry_ns,
+            exit_ns: call.entry_ns,
+            stack: call.stack,
+            file: FileId::ANON,
+        };
+        self.push_event(event);
+    }
+
+    /// A thread is about to exit. If SIGKILL cut its last release off, only the kernel knows whether
+    /// it was made.
+    pub(super) fn settle_unseen(&mut self, stopped: &Stopped) -> Result<(), StopError> {
+        let tid = stopped.tid();
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            return Ok(());
+        };
+        if let (Some(unseen), Some(space)) = (thread.unseen.take(), thread.space)
+            && stopped.regs()?.orig_rax == MUNMAP
+        {
+            self.look(tid, space, unseen.entry, unseen.range, LookCause::Race);
+        }
+        Ok(())
     }
 
     fn exit(&mut self, stopped: Stopped, value: i64) -> Result<(), StopError> {
@@ -155,6 +218,9 @@ impl Tracer {
             Some(result) => self.succeeded(tid, &mut event, result),
             None => partial_failure(&event),
         };
+        if let Some(s) = self.spaces.get_mut(&space) {
+            s.fresh.succeeded(&event);
+        }
         // What the event speaks of is defined before it.
         self.define_new();
         event.exit = self.stamp();

@@ -4,7 +4,7 @@ use maptrail_tracelog::record::{Body, CheckpointReason, Origin, SpaceEnd};
 use maptrail_tracelog::types::{Pid, SpaceId, ThreadIx, Tid};
 
 use super::calls::set_first_register;
-use super::state::{Pending, Space, Thread};
+use super::state::{Pending, Space, Staying, Thread};
 use super::window::Window;
 use super::{Stop, StopError, Stopped, Tracer};
 use crate::proc;
@@ -12,6 +12,9 @@ use crate::sys::{ptrace, timer, wait};
 use crate::tracer::TICK;
 use crate::unwind::AddressMap;
 
+/// How long a thread stays at its exit for the others of its process, nanoseconds.
+const LONGEST_STAY_NS: u64 = 200_000_000;
+const EXIT_GROUP: u64 = 231;
 /// How long a newborn thread waits for its maker's stop, nanoseconds.
 const ORPHAN_NS: u64 = 200_000_000;
 
@@ -236,13 +239,65 @@ impl Tracer {
         let tid = stopped.tid();
         let killed = stopped.event_message()? & 0x7f != 0;
         self.abandon_call(tid);
+        self.settle_unseen(&stopped)?;
         let how = if killed {
             SpaceEnd::Killed
         } else {
             SpaceEnd::Exit
         };
+        let whole_process = killed || stopped.regs()?.orig_rax == EXIT_GROUP;
+        if whole_process && let Some(pid) = self.must_stay(tid) {
+            wait::consume(&stopped);
+            let since = timer::monotonic_ns();
+            self.staying.insert(
+                pid,
+                Staying {
+                    stopped,
+                    how,
+                    since,
+                },
+            );
+            return Ok(());
+        }
         self.leave_space(tid, how);
         self.resume(stopped)
+    }
+
+    /// When a process ends, SIGKILL wakes its other threads even from their exit stops, and the last
+    /// of them may be gone before it could be looked at. So the one that ends the process stays until
+    /// the others are gone. Returns the process, if this is the thread to stay.
+    fn must_stay(&self, tid: Tid) -> Option<Pid> {
+        let thread = self.threads.get(&tid)?;
+        thread.space?;
+        let others = self.has_others(thread.pid, tid);
+        (others && !self.staying.contains_key(&thread.pid)).then_some(thread.pid)
+    }
+
+    fn has_others(&self, pid: Pid, but: Tid) -> bool {
+        self.threads
+            .iter()
+            .any(|(tid, t)| t.pid == pid && *tid != but && !t.exiting)
+    }
+
+    /// Lets threads go that stayed for others which are gone, or have stayed too long.
+    pub(super) fn let_stayers_go(&mut self) {
+        let now = timer::monotonic_ns();
+        let free: Vec<Pid> = self
+            .staying
+            .iter()
+            .filter(|(pid, stayer)| {
+                !self.has_others(**pid, stayer.stopped.tid())
+                    || now.saturating_sub(stayer.since) > LONGEST_STAY_NS
+            })
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in free {
+            if let Some(Staying { stopped, how, .. }) = self.staying.remove(&pid) {
+                self.leave_space(stopped.tid(), how);
+                // Killed meanwhile, it is gone already.
+                let _ = self.resume(stopped);
+            }
+        }
     }
 
     /// The thread's call, if it is in one, will not come back.
@@ -282,6 +337,7 @@ impl Tracer {
     /// A thread is dead and reaped.
     pub(super) fn thread_ended(&mut self, tid: Tid, status: i32) {
         self.newborn.remove(&tid);
+        self.staying.retain(|_, stayer| stayer.stopped.tid() != tid);
         self.abandon_call(tid);
         // Killed so hard that it made no exit stop: its space, if it was the last, is gone unseen.
         self.leave_space(tid, SpaceEnd::Exec);

@@ -6,6 +6,7 @@
 
 mod calls;
 mod decode;
+mod fresh;
 mod lives;
 mod state;
 mod window;
@@ -31,7 +32,7 @@ use crate::unwind::{Frame, Interner, StackCopy, TargetMemory, Unwinder};
 
 pub use window::TICK;
 
-use state::{Space, Thread};
+use state::{Space, Staying, Thread};
 use window::Window;
 
 /// Stops that are collected before the first of them is served.
@@ -69,6 +70,8 @@ pub struct Tracer {
     threads: FxHashMap<Tid, Thread>,
     /// Threads that stopped at birth before their maker's stop told of them, and when.
     newborn: FxHashMap<Tid, (Stopped, u64)>,
+    /// Threads that end their process and stay to the last.
+    staying: FxHashMap<Pid, Staying>,
     spaces: FxHashMap<SpaceId, Space>,
     /// Stops that were taken off the kernel's list and are served in turn.
     batch: VecDeque<(Stopped, Stop)>,
@@ -91,6 +94,8 @@ pub struct Tracer {
     stats: Stats,
     /// What could not be seen, for the summary.
     uncovered: Vec<String>,
+    /// The kernel's limit of mappings in a space.
+    max_mappings: usize,
 }
 
 impl Tracer {
@@ -103,6 +108,7 @@ impl Tracer {
             front,
             threads: FxHashMap::default(),
             newborn: FxHashMap::default(),
+            staying: FxHashMap::default(),
             spaces: FxHashMap::default(),
             batch: VecDeque::with_capacity(BATCH),
             window: Window::Waiting,
@@ -120,6 +126,7 @@ impl Tracer {
             ticks: 0,
             stats: Stats::default(),
             uncovered: Vec::new(),
+            max_mappings: crate::proc::max_mappings(),
         };
         let root = tracer.task.root;
         tracer
@@ -136,6 +143,9 @@ impl Tracer {
                 Event::Ended(tid, status) => self.thread_ended(tid, status),
                 Event::Interrupted | Event::Nothing => {}
                 Event::NoneLeft => break,
+            }
+            if !self.staying.is_empty() {
+                self.let_stayers_go();
             }
             if timer::ticked() {
                 if std::mem::take(&mut self.wake_front) {

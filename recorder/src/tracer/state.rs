@@ -3,10 +3,13 @@
 use std::io;
 
 use maptrail_tracelog::calls::{Abi, Call};
+use maptrail_tracelog::record::SpaceEnd;
 use maptrail_tracelog::types::{Nanos, Pid, Range, SpaceId, StackId, Stamp, ThreadIx, Tid};
 
 use crate::maps::Maps;
 use crate::proc;
+use crate::sys::ptrace::Stopped;
+use crate::tracer::fresh::Fresh;
 use crate::unwind::{AddressMap, FIRST_READ};
 
 /// One traced thread.
@@ -20,6 +23,8 @@ pub struct Thread {
     pub space: Option<SpaceId>,
     /// The call that it is in.
     pub pending: Option<Pending>,
+    /// Its last memory call, if that was a release whose exit nobody stopped at.
+    pub unseen: Option<Unseen>,
     /// It passed its exit stop: its memory may be gone.
     pub exiting: bool,
     /// How much of its stack to read at its next stop, bytes.
@@ -37,6 +42,7 @@ impl Thread {
             pid,
             space,
             pending: None,
+            unseen: None,
             exiting: false,
             stack_wanted: FIRST_READ,
             birth_fix: None,
@@ -64,6 +70,26 @@ pub enum Pending {
     },
     /// A `ptrace` call that wants to trace.
     Ptrace,
+}
+
+/// A thread that stands at its exit until the other threads of its process are gone.
+pub struct Staying {
+    /// It.
+    pub stopped: Stopped,
+    /// How its process ends.
+    pub how: SpaceEnd,
+    /// Since when, CLOCK_MONOTONIC nanoseconds.
+    pub since: u64,
+}
+
+/// A release that cannot fail (see [`Fresh`]): it may still be under way, or have been cut off by
+/// SIGKILL.
+#[derive(Clone, Copy)]
+pub struct Unseen {
+    /// Entry stamp.
+    pub entry: Stamp,
+    /// What it releases.
+    pub range: Range,
 }
 
 /// A memory call in flight.
@@ -94,6 +120,8 @@ pub struct Space {
     pub maps: Maps,
     /// Its code, for the unwinder.
     pub code: AddressMap,
+    /// What can be released without a doubt.
+    pub fresh: Fresh,
 }
 
 impl Space {
@@ -105,6 +133,7 @@ impl Space {
             in_flight: 0,
             maps: Maps::new(file),
             code,
+            fresh: Fresh::new(usize::MAX / 2),
         })
     }
 }

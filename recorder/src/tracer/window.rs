@@ -11,9 +11,11 @@ use maptrail_tracelog::record::{
 use maptrail_tracelog::types::{SpaceId, Tid};
 use rustc_hash::FxHashSet;
 
+use super::calls::MUNMAP;
 use super::state::Pending;
 use super::{Stopped, Tracer};
 use crate::front::Report;
+use crate::proc;
 use crate::residency;
 use crate::sys::{timer, wait};
 
@@ -51,10 +53,11 @@ pub struct Closing {
 impl Tracer {
     /// Periodic work.
     pub(super) fn tick(&mut self) {
+        self.follower.tick();
+        self.count_mappings();
         let Some(journal) = &self.journal else {
             return;
         };
-        self.follower.tick();
         let now = journal.now().0;
         if journal.due() {
             self.flush();
@@ -91,6 +94,18 @@ impl Tracer {
         }
     }
 
+    /// Where many calls came since, the number of mappings may be far from what is thought.
+    fn count_mappings(&mut self) {
+        let limit = self.max_mappings;
+        for space in self.spaces.values_mut() {
+            if space.fresh.is_stale(limit)
+                && let Ok(vmas) = space.maps.all(&mut self.files)
+            {
+                space.fresh.recounted(vmas.len());
+            }
+        }
+    }
+
     fn a_thread_of(&self, space: SpaceId) -> Option<Tid> {
         self.threads
             .iter()
@@ -98,17 +113,21 @@ impl Tracer {
             .map(|(tid, _)| *tid)
     }
 
-    /// Memory calls of a space's threads that have not come back.
+    /// Memory calls of a space's threads that have not come back, or may not have.
     fn calls_in_flight(&self, id: SpaceId) -> Vec<InFlight> {
         self.threads
-            .values()
-            .filter(|t| t.space == Some(id))
-            .filter_map(|t| match &t.pending {
-                Some(Pending::Memory(call)) => Some(InFlight {
+            .iter()
+            .filter(|(_, t)| t.space == Some(id))
+            .filter_map(|(tid, t)| {
+                let entry = match (&t.pending, t.unseen) {
+                    (Some(Pending::Memory(call)), _) => call.entry,
+                    (_, Some(unseen)) if proc::may_be_in_call(*tid, MUNMAP) => unseen.entry,
+                    _ => return None,
+                };
+                Some(InFlight {
                     thread: t.ix,
-                    entry: call.entry,
-                }),
-                _ => None,
+                    entry,
+                })
             })
             .collect()
     }
@@ -130,6 +149,9 @@ impl Tracer {
         };
         if vmas.is_empty() {
             return;
+        }
+        if let Some(space) = self.spaces.get_mut(&id) {
+            space.fresh.recounted(vmas.len());
         }
         if reason == CheckpointReason::Start {
             for vma in vmas.iter().filter(|vma| vma.perms.executable()) {
@@ -286,6 +308,10 @@ impl Tracer {
         self.spaces.clear();
         for thread in self.threads.values_mut() {
             thread.space = None;
+        }
+        for (_, stayer) in std::mem::take(&mut self.staying) {
+            // There is nothing to stay for any more; a thread that died meanwhile needs nothing.
+            let _ = self.resume(stayer.stopped);
         }
     }
 
