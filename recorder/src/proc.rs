@@ -67,6 +67,18 @@ fn stat_field(tid: Tid, number: usize) -> Option<u64> {
         .ok()
 }
 
+/// Every thread that this process traces.
+pub fn traced_by_this_process() -> impl Iterator<Item = Tid> {
+    let me = Pid(std::process::id());
+    let numbers = |dir: &str| {
+        let entries = fs::read_dir(dir).into_iter().flatten();
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+    };
+    numbers("/proc")
+        .flat_map(move |pid| numbers(&format!("/proc/{pid}/task")).map(Tid))
+        .filter(move |tid| tracer_of(*tid) == Some(me))
+}
+
 /// How many mappings the kernel lets a space have; 0 if it does not say.
 #[must_use]
 pub fn max_mappings() -> usize {

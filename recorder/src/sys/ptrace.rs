@@ -85,6 +85,12 @@ impl Stopped {
         Stopped { tid }
     }
 
+    /// A thread that may be stopped, when all knowledge was lost: requests are refused if it is not.
+    #[must_use]
+    pub fn perhaps(tid: Tid) -> Stopped {
+        Stopped { tid }
+    }
+
     /// Which thread.
     #[must_use]
     pub fn tid(&self) -> Tid {

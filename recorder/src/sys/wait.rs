@@ -1,8 +1,9 @@
 //! Takes the next stop or death of a traced thread.
 //!
-//! Stops are *peeked* (`WNOWAIT`), not consumed: a tracer that is killed between a consuming wait
-//! and the resume loses the signal that was being delivered. Resuming the thread clears its stop.
-//! A stop that carries no signal may be consumed, which is how several can be collected at once.
+//! Stops are *peeked* (`WNOWAIT`), not taken: a tracer that is killed between a taking wait and the
+//! resume loses the signal that was being delivered. Resuming the thread clears its stop. A stop that
+//! carries no signal may be taken, which is how several can be collected at once; and so may any stop
+//! of a target that dies with its tracer.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -11,6 +12,9 @@ use libc::{c_int, pid_t};
 use maptrail_tracelog::types::Tid;
 
 use super::ptrace::Stopped;
+
+/// Set in the wait status of a process that left a core file.
+const CORE_DUMPED: c_int = 0x80;
 
 /// What a thread stopped for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +54,25 @@ pub enum Event {
     NoneLeft,
 }
 
-/// The next event of any traced thread. A death is consumed, a stop is not.
-pub fn next(block: bool) -> io::Result<Event> {
+/// Whether a stop stays on the kernel's list until its thread is resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stops {
+    /// It does, and is shown again until then.
+    Peeked,
+    /// It does not.
+    Taken,
+}
+
+/// The next event of any traced thread; waits for one if `block`. A death is always taken.
+pub fn next(block: bool, stops: Stops) -> io::Result<Event> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-    let flags = libc::WEXITED
-        | libc::WSTOPPED
-        | libc::WNOWAIT
-        | libc::__WALL
-        | if block { 0 } else { libc::WNOHANG };
+    let mut flags = libc::WEXITED | libc::WSTOPPED | libc::__WALL;
+    if !block {
+        flags |= libc::WNOHANG;
+    }
+    if stops == Stops::Peeked {
+        flags |= libc::WNOWAIT;
+    }
     // SAFETY: waitid writes one siginfo_t.
     let answer = unsafe { libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags) };
     if answer < 0 {
@@ -78,6 +93,9 @@ pub fn next(block: bool) -> io::Result<Event> {
     }
     let tid = Tid(pid as u32);
     match code {
+        libc::CLD_EXITED if stops == Stops::Taken => Ok(Event::Ended(tid, (status & 0xff) << 8)),
+        libc::CLD_KILLED if stops == Stops::Taken => Ok(Event::Ended(tid, status)),
+        libc::CLD_DUMPED if stops == Stops::Taken => Ok(Event::Ended(tid, status | CORE_DUMPED)),
         libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED => match reap(pid) {
             Ok(status) => Ok(Event::Ended(tid, status)),
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => Ok(Event::Interrupted),
@@ -87,9 +105,8 @@ pub fn next(block: bool) -> io::Result<Event> {
     }
 }
 
-/// Takes a stop that [`next`] showed off the list, so that it is not shown again while the thread
-/// is held. Not for signal stops (see the module's head).
-pub fn consume(stopped: &Stopped) {
+/// Takes a peeked stop off the list, so that it is not shown again while the thread is held. Not for signal stops (see the module's head).
+pub fn take(stopped: &Stopped) {
     let mut status = 0;
     // SAFETY: waitpid writes one int. A failure means that the thread died; its death is reported.
     unsafe {

@@ -121,7 +121,7 @@ impl Tracer {
             thread.unseen = None;
             thread.pending = Some(Pending::Memory(call));
         }
-        stopped.resume(Resume::ToSyscall, 0)
+        self.go(stopped, Resume::ToSyscall, 0)
     }
 
     /// The range that a call releases, if it is one that cannot fail. Under `syscall` its exit is

@@ -8,7 +8,7 @@ use super::state::{Pending, Space, Staying, Thread};
 use super::window::Window;
 use super::{Stop, StopError, Stopped, Tracer};
 use crate::proc;
-use crate::sys::{ptrace, timer, wait};
+use crate::sys::{ptrace, timer};
 use crate::tracer::TICK;
 use crate::unwind::AddressMap;
 
@@ -29,7 +29,7 @@ impl Tracer {
                 _ => self.resume(stopped),
             };
         }
-        wait::consume(&stopped);
+        self.take(&stopped);
         if self.journal.is_none() {
             // Ticks have ended with the log; this one may need them.
             let _ = timer::start(TICK);
@@ -247,7 +247,7 @@ impl Tracer {
         };
         let whole_process = killed || stopped.regs()?.orig_rax == EXIT_GROUP;
         if whole_process && let Some(pid) = self.must_stay(tid) {
-            wait::consume(&stopped);
+            self.take(&stopped);
             let since = timer::monotonic_ns();
             self.staying.insert(
                 pid,

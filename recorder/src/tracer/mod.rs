@@ -25,8 +25,9 @@ use crate::front::ToFront;
 use crate::journal::Journal;
 use crate::maps::FileTable;
 use crate::mechanism;
+use crate::proc;
 use crate::sys::ptrace::{Resume, StopError, Stopped};
-use crate::sys::wait::{self, Event, Stop};
+use crate::sys::wait::{self, Event, Stop, Stops};
 use crate::sys::{memory, spawn, timer};
 use crate::unwind::{Frame, Interner, StackCopy, TargetMemory, Unwinder};
 
@@ -75,6 +76,8 @@ pub struct Tracer {
     spaces: FxHashMap<SpaceId, Space>,
     /// Stops that were taken off the kernel's list and are served in turn.
     batch: VecDeque<(Stopped, Stop)>,
+    /// Threads of the batch that were served and are resumed with it, and how.
+    ready: Vec<(Stopped, Resume, i32)>,
     window: Window,
     stamps: AtomicU64,
     /// `None` once the log is complete.
@@ -111,6 +114,7 @@ impl Tracer {
             staying: FxHashMap::default(),
             spaces: FxHashMap::default(),
             batch: VecDeque::with_capacity(BATCH),
+            ready: Vec::with_capacity(BATCH),
             window: Window::Waiting,
             stamps: AtomicU64::new(1),
             journal: Some(journal),
@@ -126,7 +130,7 @@ impl Tracer {
             ticks: 0,
             stats: Stats::default(),
             uncovered: Vec::new(),
-            max_mappings: crate::proc::max_mappings(),
+            max_mappings: proc::max_mappings(),
         };
         let root = tracer.task.root;
         tracer
@@ -167,20 +171,21 @@ impl Tracer {
         if let Some((stopped, stop)) = self.batch.pop_front() {
             return Ok(Event::Stopped(stopped, stop));
         }
-        let first = wait::next(true)?;
+        let stops = self.stops_are();
+        let first = wait::next(true, stops)?;
         if self.threads.len() < 2 {
             return Ok(first);
         }
         let mut event = first;
         loop {
             match event {
-                // A stop that carries a signal stays on the kernel's list until it is resumed.
-                Event::Stopped(stopped, stop @ Stop::Signal(_)) => {
+                // A peeked stop that carries a signal stays on the kernel's list until it is resumed.
+                Event::Stopped(stopped, stop @ Stop::Signal(_)) if stops == Stops::Peeked => {
                     self.put_by(stopped, stop);
                     break;
                 }
                 Event::Stopped(stopped, stop) => {
-                    wait::consume(&stopped);
+                    self.take(&stopped);
                     self.put_by(stopped, stop);
                     if self.batch.len() >= BATCH {
                         break;
@@ -193,12 +198,28 @@ impl Tracer {
                 }
                 Event::Interrupted | Event::Nothing | Event::NoneLeft => break,
             }
-            event = wait::next(false)?;
+            event = wait::next(false, stops)?;
         }
         Ok(match self.batch.pop_front() {
             Some((stopped, stop)) => Event::Stopped(stopped, stop),
             None => Event::Nothing,
         })
+    }
+
+    /// A target that dies with its tracer loses no signal by that.
+    fn stops_are(&self) -> Stops {
+        if mechanism::needs_exit_kill(self.task.mechanism) {
+            Stops::Taken
+        } else {
+            Stops::Peeked
+        }
+    }
+
+    /// The thread will be held: its stop must not be shown again.
+    fn take(&self, stopped: &Stopped) {
+        if self.stops_are() == Stops::Peeked {
+            wait::take(stopped);
+        }
     }
 
     /// Keeps a stop until its turn. An earlier one of the same thread is void: SIGKILL woke the
@@ -216,6 +237,9 @@ impl Tracer {
             // Its death is about to be reported.
             Ok(()) | Err(StopError::Gone(_)) => {}
             Err(error) => self.front.note(&format!("maptrail: {error}")),
+        }
+        if self.batch.is_empty() {
+            self.go_all();
         }
         self.stats.stopped_ns += timer::monotonic_ns().saturating_sub(since);
     }
@@ -258,22 +282,44 @@ impl Tracer {
     }
 
     /// Lets a thread go on as its state wants it.
-    fn resume(&self, stopped: Stopped) -> Result<(), StopError> {
+    fn resume(&mut self, stopped: Stopped) -> Result<(), StopError> {
         self.resume_with(stopped, 0)
     }
 
-    fn resume_with(&self, stopped: Stopped, signal: i32) -> Result<(), StopError> {
+    fn resume_with(&mut self, stopped: Stopped, signal: i32) -> Result<(), StopError> {
         let pending = self
             .threads
             .get(&stopped.tid())
             .is_some_and(|t| t.pending.is_some());
         if pending {
-            return stopped.resume(Resume::ToSyscall, signal);
+            return self.go(stopped, Resume::ToSyscall, signal);
         }
         if self.lets_go() {
             return stopped.detach(signal);
         }
-        stopped.resume(mechanism::idle(self.task.mechanism), signal)
+        let how = mechanism::idle(self.task.mechanism);
+        self.go(stopped, how, signal)
+    }
+
+    /// Resumes a thread, at once or with the others of its batch. While they all stand, reading their
+    /// memory does not wait for their calls (both want the lock of the space).
+    fn go(&mut self, stopped: Stopped, how: Resume, signal: i32) -> Result<(), StopError> {
+        if self.batch.is_empty() && self.ready.is_empty() {
+            return stopped.resume(how, signal);
+        }
+        self.ready.push((stopped, how, signal));
+        Ok(())
+    }
+
+    /// The batch is served.
+    fn go_all(&mut self) {
+        for (stopped, how, signal) in self.ready.drain(..) {
+            match stopped.resume(how, signal) {
+                // Its death is about to be reported.
+                Ok(()) | Err(StopError::Gone(_)) => {}
+                Err(error) => self.front.note(&format!("maptrail: {error}")),
+            }
+        }
     }
 
     /// The window is closed, and nothing of ours is left in the target: its threads are let go as
@@ -360,8 +406,12 @@ impl Tracer {
 /// Serves all threads without looking at them, until the last one is gone: what is left to do when
 /// the tracer itself failed.
 pub fn pass_through() {
+    for tid in proc::traced_by_this_process() {
+        // Its stop may have been taken. One that runs refuses.
+        let _ = Stopped::perhaps(tid).resume(Resume::Run, 0);
+    }
     loop {
-        match wait::next(true) {
+        match wait::next(true, Stops::Peeked) {
             Ok(Event::Stopped(stopped, stop)) => {
                 // A thread that died meanwhile needs nothing.
                 let _ = match stop {

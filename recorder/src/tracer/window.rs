@@ -17,7 +17,7 @@ use super::{Stopped, Tracer};
 use crate::front::Report;
 use crate::proc;
 use crate::residency;
-use crate::sys::{timer, wait};
+use crate::sys::timer;
 
 /// How often the waiting tracer is woken to flush and to sample.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -224,14 +224,14 @@ impl Tracer {
     /// While the window closes, a thread that arrives at a memory call of a space with calls in
     /// flight is held there. Gives the stop back if it is not.
     pub(super) fn hold_if_closing(&mut self, stopped: Stopped, space: SpaceId) -> Option<Stopped> {
-        let Window::Closing(closing) = &mut self.window else {
-            return Some(stopped);
-        };
-        if !closing.waiting.contains(&space) {
-            return Some(stopped);
+        match &mut self.window {
+            Window::Closing(closing) if closing.waiting.contains(&space) => {}
+            _ => return Some(stopped),
         }
-        wait::consume(&stopped);
-        closing.held.push(stopped);
+        self.take(&stopped);
+        if let Window::Closing(closing) = &mut self.window {
+            closing.held.push(stopped);
+        }
         None
     }
 
