@@ -72,6 +72,10 @@ pub struct SyscallInfo {
     pub abi: Option<Abi>,
     /// Where it stands.
     pub position: Position,
+    /// Its instruction pointer.
+    pub rip: u64,
+    /// Its stack pointer.
+    pub rsp: u64,
 }
 
 /// A thread in a ptrace stop, not yet resumed.
@@ -129,7 +133,12 @@ impl Stopped {
             (AUDIT_ARCH_I386, _) => Some(Abi::I386),
             _ => None,
         };
-        Ok(SyscallInfo { abi, position })
+        Ok(SyscallInfo {
+            abi,
+            position,
+            rip: info.instruction_pointer,
+            rsp: info.stack_pointer,
+        })
     }
 
     /// Its general registers.

@@ -27,9 +27,17 @@ const PR_SET_VMA: u64 = 0x5356_4d41;
 pub(super) const MUNMAP: u64 = 11;
 
 impl Tracer {
-    /// The filter stopped a thread, before its call. If the number alone tells the ABI (no other
-    /// ABI's filter stops at it), its registers say all; else the kernel is asked.
+    /// The filter stopped a thread, before its call. One question is enough: the kernel's description
+    /// of the call has the two registers that most stacks need. Where they were not enough, all
+    /// registers say the rest, too, if the number alone tells the ABI (no other's filter stops at it).
     pub(super) fn at_filter(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        let needs_registers = self
+            .threads
+            .get(&stopped.tid())
+            .is_some_and(|t| t.needs_registers);
+        if !needs_registers {
+            return self.at_call(stopped);
+        }
         let regs = stopped.regs()?;
         if !filter::is_surely_x86_64(regs.orig_rax) {
             return self.at_call(stopped);
@@ -38,7 +46,7 @@ impl Tracer {
             abi: Abi::X86_64,
             number: regs.orig_rax,
             args: [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9],
-            regs: Some(regs),
+            regs: Regs::from(&regs),
         };
         self.entry(stopped, &entry)
     }
@@ -52,7 +60,7 @@ impl Tracer {
                     abi,
                     number,
                     args,
-                    regs: None,
+                    regs: Regs::pointers(info.rsp, info.rip),
                 };
                 self.entry(stopped, &entry)
             }
@@ -95,11 +103,7 @@ impl Tracer {
         let Some(stopped) = self.hold_if_closing(stopped, space) else {
             return Ok(());
         };
-        let regs = match entry.regs {
-            Some(regs) => regs,
-            None => stopped.regs()?,
-        };
-        let stack = self.unwind(tid, &regs, space);
+        let stack = self.stack_of(&stopped, &entry.regs, space)?;
         let call = MemoryCall {
             call: wanted.call,
             abi: entry.abi,
@@ -447,22 +451,36 @@ impl Tracer {
         }
     }
 
-    fn unwind(&mut self, tid: Tid, regs: &libc::user_regs_struct, space: SpaceId) -> StackId {
+    fn stack_of(
+        &mut self,
+        stopped: &Stopped,
+        regs: &Regs,
+        space: SpaceId,
+    ) -> Result<StackId, StopError> {
+        let tid = stopped.tid();
         let (Some(space), Some(thread)) = (self.spaces.get(&space), self.threads.get_mut(&tid))
         else {
-            return StackId::NONE;
+            return Ok(StackId::NONE);
         };
         let mut target = MemoryOf(tid);
-        self.stack.fill(regs.rsp, thread.stack_wanted, &mut target);
-        let end = self.unwinder.unwind(
-            &space.code,
-            &dwarf_order(regs),
-            &mut self.stack,
-            &mut target,
-            &mut self.frames,
-        );
+        self.stack
+            .fill(regs.rsp(), thread.stack_wanted, &mut target);
+        let mut unwind = |regs: &Regs| {
+            self.unwinder.unwind(
+                &space.code,
+                regs,
+                &mut self.stack,
+                &mut target,
+                &mut self.frames,
+            )
+        };
+        let mut end = unwind(regs);
+        if end.is_truncated() && regs.known != u16::MAX {
+            thread.needs_registers = true;
+            end = unwind(&Regs::from(&stopped.regs()?));
+        }
         thread.stack_wanted = self.stack.wanted();
-        self.stacks.intern(&self.frames, end.is_truncated())
+        Ok(self.stacks.intern(&self.frames, end.is_truncated()))
     }
 
     fn watched_entry(
@@ -511,8 +529,8 @@ struct Entry {
     abi: Abi,
     number: u64,
     args: [u64; 6],
-    /// Its registers, where they were needed to know the rest.
-    regs: Option<libc::user_regs_struct>,
+    /// Its registers, as far as they are known.
+    regs: Regs,
 }
 
 /// Up to two ranges that must be looked at.
@@ -569,14 +587,4 @@ pub(super) fn set_first_register(stopped: &Stopped, abi: Abi, value: u64) -> Res
         Abi::I386 => regs.rbx = value,
     }
     stopped.set_regs(&regs)
-}
-
-fn dwarf_order(r: &libc::user_regs_struct) -> Regs {
-    Regs {
-        gpr: [
-            r.rax, r.rdx, r.rcx, r.rbx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11,
-            r.r12, r.r13, r.r14, r.r15,
-        ],
-        rip: r.rip,
-    }
 }

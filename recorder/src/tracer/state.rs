@@ -29,6 +29,8 @@ pub struct Thread {
     pub exiting: bool,
     /// How much of its stack to read at its next stop, bytes.
     pub stack_wanted: usize,
+    /// Stack and instruction pointer were not enough to unwind one of its stacks.
+    pub needs_registers: bool,
     /// Its first argument register is to be set to this at its first stop (see `children`).
     pub birth_fix: Option<(Abi, u64)>,
 }
@@ -45,6 +47,7 @@ impl Thread {
             unseen: None,
             exiting: false,
             stack_wanted: FIRST_READ,
+            needs_registers: false,
             birth_fix: None,
         }
     }

@@ -24,9 +24,23 @@ pub struct Regs {
     pub gpr: [u64; 16],
     /// The instruction pointer.
     pub rip: u64,
+    /// Which of `gpr` are known, a bit each. A stack that needs others comes out truncated.
+    pub known: u16,
 }
 
 impl Regs {
+    /// Stack pointer and instruction pointer alone: enough for most stacks.
+    #[must_use]
+    pub fn pointers(rsp: u64, rip: u64) -> Regs {
+        let mut gpr = [0; 16];
+        gpr[dwarf::RSP] = rsp;
+        Regs {
+            gpr,
+            rip,
+            known: 1 << dwarf::RSP,
+        }
+    }
+
     /// The stack pointer.
     #[must_use]
     pub fn rsp(&self) -> u64 {
@@ -42,6 +56,7 @@ impl From<&libc::user_regs_struct> for Regs {
                 r.r12, r.r13, r.r14, r.r15,
             ],
             rip: r.rip,
+            known: u16::MAX,
         }
     }
 }

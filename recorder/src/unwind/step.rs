@@ -28,7 +28,7 @@ impl Cursor {
     pub fn new(regs: &Regs) -> Cursor {
         Cursor {
             gpr: regs.gpr,
-            valid: u16::MAX,
+            valid: regs.known,
             rip: regs.rip,
         }
     }

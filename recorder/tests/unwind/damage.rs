@@ -48,6 +48,7 @@ fn unwind_all(file: File) -> usize {
         let regs = Regs {
             gpr: std::array::from_fn(|i| 0x7fff_0000_0000 + i as u64 * 64),
             rip: BASE + start,
+            known: u16::MAX,
         };
         stack.fill(regs.rsp(), 8192, &mut Anywhere);
         unwinder.unwind(&space, &regs, &mut stack, &mut Anywhere, &mut frames);
@@ -169,6 +170,7 @@ fn a_file_truncated_while_in_use() {
         }
         let regs = Regs {
             rip: BASE + start,
+            known: u16::MAX,
             ..Regs::default()
         };
         stack.fill(0, 8192, &mut Anywhere);
@@ -189,6 +191,7 @@ fn what_lies_in_no_code_is_not_invented() {
     }];
     let regs = Regs {
         rip: BASE,
+        known: u16::MAX,
         ..Regs::default()
     };
     let end = unwinder.unwind(
