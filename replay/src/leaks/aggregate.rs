@@ -6,7 +6,7 @@
 use std::collections::hash_map::Entry;
 
 use maptrail_tracelog::calls::Call;
-use maptrail_tracelog::record::{Body, Record, Residency, RssSample, SpaceEnd};
+use maptrail_tracelog::record::{Body, Origin, Record, Residency, RssSample, SpaceEnd};
 use maptrail_tracelog::types::{ModuleId, Nanos, SpaceId, StackId, Stamp};
 use rustc_hash::FxHashMap;
 
@@ -86,13 +86,24 @@ impl Sample {
     }
 }
 
-/// A space's sizes when it was first seen, and its samples of RAM.
+/// A space's sizes when it was first seen, and what is known of its RAM.
 #[derive(Clone, Copy, Debug, Default)]
 struct Start {
     reserved_bytes: u64,
     committed_bytes: u64,
+    /// First and last.
     resident: Option<(u64, u64)>,
     explained_resident_bytes: u64,
+}
+
+impl Start {
+    /// The space has so much in RAM now. `exec` begins with a handful of pages: growth begins at 0
+    /// there, not at the first sample, which comes when the program has been running for a while.
+    fn sampled(&mut self, is_exec: bool, bytes: u64) {
+        let at_first = if is_exec { 0 } else { bytes };
+        let (first, _) = self.resident.unwrap_or((at_first, bytes));
+        self.resident = Some((first, bytes));
+    }
 }
 
 /// The observer behind [`super::leaks`].
@@ -143,12 +154,18 @@ impl Aggregator {
             .map(|row| row.held_bytes)
             .fold(0, u64::saturating_add);
         let leak_rows = leaks().count();
+        let mut growth = self.growth;
+        // New pages that took the place of old ones are no growth: more than all of it is not explained.
+        if growth.resident_bytes > 0 {
+            let all = growth.resident_bytes.unsigned_abs();
+            growth.explained_resident_bytes = growth.explained_resident_bytes.min(all);
+        }
         let shown = self.options.top.unwrap_or(usize::MAX).min(rows.len());
         let rows_left_out = rows.len() - shown;
         rows.truncate(shown);
         Leaks {
             window_s: self.last.as_secs_f64(),
-            growth: self.growth,
+            growth,
             rows,
             rows_left_out,
             leaked_bytes,
@@ -250,27 +267,29 @@ impl Aggregator {
                 tally.resident_bytes = None;
             }
         }
-        let mut explained = 0u64;
+        let (mut seen, mut explained) = (0u64, 0u64);
         residency::by_region(space, residency, |region, _, resident| {
+            seen = seen.saturating_add(resident);
             if let Some((tally, _)) = self.tally(world, residency.space, region) {
                 let known = tally.resident_bytes.unwrap_or(0);
                 tally.resident_bytes = Some(known.saturating_add(resident));
                 explained = explained.saturating_add(resident);
             }
         });
-        if let Some(start) = self.starts.get_mut(&residency.space) {
-            start.explained_resident_bytes = explained;
-        }
+        let start = self.starts.entry(residency.space).or_default();
+        start.explained_resident_bytes = explained;
+        // What was seen page by page is in RAM, also where the kernel's counters lag behind.
+        let last = start.resident.map_or(0, |(_, last)| last);
+        start.sampled(is_exec(world, residency.space), seen.max(last));
     }
 
-    fn rss(&mut self, space: SpaceId, sample: &RssSample) {
+    fn rss(&mut self, world: &World, space: SpaceId, sample: &RssSample) {
         let bytes = sample
             .anon
             .saturating_add(sample.file)
             .saturating_add(sample.shmem);
         let start = self.starts.entry(space).or_default();
-        let (first, _) = start.resident.unwrap_or((bytes, bytes));
-        start.resident = Some((first, bytes));
+        start.sampled(is_exec(world, space), bytes);
     }
 
     /// Folds the tallies of a space that ends into the rows.
@@ -393,7 +412,7 @@ impl Observer for Aggregator {
 
     fn record(&mut self, world: &World, record: &Record) {
         match &record.body {
-            Body::Rss(space, sample) => self.rss(*space, sample),
+            Body::Rss(space, sample) => self.rss(world, *space, sample),
             Body::Residency(residency) => self.residency(world, residency),
             _ => {}
         }
@@ -402,6 +421,13 @@ impl Observer for Aggregator {
     fn space_end(&mut self, world: &World, moment: &Moment, _how: SpaceEnd) {
         self.fold(world, moment);
     }
+}
+
+/// Whether the space was born inside the window, by `exec`.
+fn is_exec(world: &World, space: SpaceId) -> bool {
+    world
+        .space_info(space)
+        .is_some_and(|info| matches!(info.origin, Origin::Exec { .. }))
 }
 
 /// Adds what the same subject did in another space. The worse verdict speaks for both, with its

@@ -82,9 +82,10 @@ pub struct Growth {
     pub reserved_bytes: i64,
     /// Mapped and accessible, bytes.
     pub committed_bytes: i64,
-    /// In RAM by the kernel's counters, bytes: last sample less first.
+    /// In RAM, bytes: last sample less first, or less 0 for a space that `exec` made.
     pub resident_bytes: i64,
-    /// Resident bytes of mappings born inside the window, as last looked at.
+    /// Resident bytes of mappings born inside the window, as last looked at. Where RAM grew, no more
+    /// than it grew by.
     pub explained_resident_bytes: u64,
 }
 

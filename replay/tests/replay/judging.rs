@@ -201,7 +201,7 @@ fn memory_that_is_never_in_ram_is_a_reservation() {
         ..RssSample::default()
     };
     log.record(Body::Rss(MAIN, sample(PAGE)));
-    log.record(Body::Rss(MAIN, sample(101 * PAGE)));
+    log.record(Body::Rss(MAIN, sample(100 * PAGE)));
     let answer = ask(&log, Options::default());
     let used = row_of(&answer, 1);
     assert_eq!(
@@ -364,4 +364,39 @@ fn rows_can_be_about_threads_and_kinds_and_be_cut_short() {
     };
     let cut = ask(&log, options);
     assert_eq!((cut.rows.len(), cut.rows_left_out), (1, 1));
+}
+
+#[test]
+fn ram_grows_from_the_start_of_a_program_and_no_more_is_explained() {
+    let pages = |pages: u64| RssSample {
+        anon: pages * PAGE,
+        ..RssSample::default()
+    };
+    let grown = |origin: Origin| {
+        let mut log = Log::empty();
+        log.start(MAIN, origin, &[]);
+        log.mmap(at(0), 100);
+        // The first sample comes late, when most of it is there.
+        log.record(Body::Rss(MAIN, pages(80)));
+        log.record(Body::Rss(MAIN, pages(95)));
+        let all = PageRun {
+            gap: at(0) / PAGE,
+            pages: 100,
+        };
+        log.record(Body::Residency(Residency {
+            space: MAIN,
+            looked_at: vec![range(at(0), 100)],
+            resident: vec![all],
+            swapped: vec![],
+        }));
+        let growth = ask(&log, Options::default()).growth;
+        (growth.resident_bytes, growth.explained_resident_bytes)
+    };
+    let exec = Origin::Exec {
+        path: "/victim".into(),
+        argv: vec![],
+    };
+    assert_eq!(grown(exec), (100 * PAGE as i64, 100 * PAGE));
+    // What an older process had before is not known: 80 of the pages may have replaced others.
+    assert_eq!(grown(Origin::Attach), (20 * PAGE as i64, 20 * PAGE));
 }
