@@ -3,8 +3,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -31,19 +31,66 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Creates the file of a log: readable by its owner only, never through a symbolic link, and never
 /// over an existing file unless `force`.
-pub fn create(path: &Path, force: bool) -> Result<File, Error> {
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn create(path: &Path, force: bool) -> Result<(File, Fresh), Error> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NOCTTY);
-    if force {
-        options.create(true).truncate(true);
-    } else {
-        options.create_new(true);
-    }
-    options.open(path).map_err(|source| Error::Output {
+    let opened = match options.clone().create_new(true).open(path) {
+        Ok(file) => Fresh::new(path, &file).map(|fresh| (file, fresh)),
+        Err(e) if force && e.kind() == io::ErrorKind::AlreadyExists => {
+            let opened = options.create(true).truncate(true).open(path);
+            opened.inspect(make_private).map(|file| (file, Fresh(None)))
+        }
+        Err(e) => Err(e),
+    };
+    opened.map_err(|source| Error::Output {
         path: path.to_owned(),
         source,
     })
+}
+
+/// Gives an existing file the mode that a new log has. A device or a pipe is shared on purpose, and
+/// another user's file is that user's to protect.
+fn make_private(file: &File) {
+    let Ok(meta) = file.metadata() else { return };
+    if meta.is_file() && meta.uid() == nix::unistd::geteuid().as_raw() {
+        // Where a file system has no modes, a new log would be no more private.
+        let _ = file.set_permissions(PermissionsExt::from_mode(0o600));
+    }
+}
+
+/// A log's file that was not there before this run: its place, device and inode. Empty for one that
+/// was.
+#[derive(Debug)]
+pub struct Fresh(Option<(PathBuf, u64, u64)>);
+
+impl Fresh {
+    fn new(path: &Path, file: &File) -> io::Result<Fresh> {
+        let meta = file.metadata()?;
+        Ok(Fresh(Some((path.to_owned(), meta.dev(), meta.ino()))))
+    }
+
+    /// Takes the file away again after a recording that failed with `error`, if the program has not
+    /// run. What was there before stays, and so does what somebody else put there meanwhile.
+    pub fn remove_unused(self, error: &Error) {
+        let Some((path, dev, inode)) = self.0 else {
+            return;
+        };
+        let Ok(meta) = path.symlink_metadata() else {
+            return;
+        };
+        let not_run = matches!(
+            error,
+            Error::NotFound(_) | Error::NotExecutable { .. } | Error::Refused { .. }
+        );
+        // The header is written before the program starts, so an empty log says the same.
+        if (not_run || meta.len() == 0) && (meta.dev(), meta.ino()) == (dev, inode) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// The way from the tracer to the log.
@@ -65,6 +112,7 @@ impl Journal {
     /// that the log's times count from.
     pub fn open(file: File, header: &Header, start_ns: u64) -> io::Result<Journal> {
         let mut log = LogWriter::create(Shrinking::new(file), header)?;
+        log.get_mut().keep();
         let (to_writer, chunks) = sync_channel::<Chunk>(WAITING_CHUNKS);
         let (recycle, empty) = channel();
         let failure = Arc::new(OnceLock::new());

@@ -411,9 +411,12 @@ impl Front {
         let source = io::Error::from_raw_os_error(errno);
         let program = self.name.clone();
         Err(match (*tag, errno) {
-            (status::FILTER_REFUSED, _) => Error::System {
-                doing: "installing the seccomp filter (record with --mechanism syscall)",
-                source,
+            (status::FILTER_REFUSED, _) => Error::Refused {
+                program,
+                cause: format!(
+                    "the kernel refused the seccomp filter ({source}); \
+                     record with --mechanism syscall"
+                ),
             },
             (_, libc::ENOENT) => Error::NotFound(program),
             _ => Error::NotExecutable { program, source },

@@ -19,10 +19,9 @@ pub fn process_of(tid: Tid) -> Option<Pid> {
     status_field(tid, "Tgid")?.parse().ok().map(Pid)
 }
 
-/// The effective user id.
-#[must_use]
-pub fn effective_uid(tid: Tid) -> Option<u32> {
-    status_field(tid, "Uid")?
+/// The effective one of the ids in `Uid` or `Gid`.
+fn effective_id(tid: Tid, key: &str) -> Option<u32> {
+    status_field(tid, key)?
         .split_whitespace()
         .nth(1)?
         .parse()
@@ -118,11 +117,21 @@ pub fn program(tid: Tid) -> (String, Vec<String>) {
     (exe, argv)
 }
 
-/// The owner of the program file if it is set-user-ID.
+/// What the program file is, if it should give privileges and this process has not got them.
 #[must_use]
-pub fn set_uid_owner(tid: Tid) -> Option<u32> {
+pub fn without_its_privileges(tid: Tid) -> Option<&'static str> {
     let meta = fs::metadata(format!("/proc/{tid}/exe")).ok()?;
-    (meta.mode() & libc::S_ISUID != 0).then(|| meta.uid())
+    let lacks = |bits, key, owner| {
+        meta.mode() & bits == bits && effective_id(tid, key).is_some_and(|id| id != owner)
+    };
+    // Set-group-ID without group execute means something else: mandatory locking.
+    if lacks(libc::S_ISUID, "Uid", meta.uid()) {
+        Some("a set-user-ID program")
+    } else if lacks(libc::S_ISGID | libc::S_IXGRP, "Gid", meta.gid()) {
+        Some("a set-group-ID program")
+    } else {
+        None
+    }
 }
 
 /// Opens `/proc/TID/maps`.
@@ -143,7 +152,9 @@ mod tests {
         let (exe, argv) = program(me);
         assert!(exe.starts_with('/'), "{exe}");
         assert!(!argv.is_empty());
-        assert!(effective_uid(me).is_some());
+        assert!(effective_id(me, "Uid").is_some());
+        assert!(effective_id(me, "Gid").is_some());
+        assert_eq!(without_its_privileges(me), None);
         assert_eq!(tracer_of(me), None);
         assert_eq!(process_of(Tid(u32::MAX)), None);
     }

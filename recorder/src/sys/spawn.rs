@@ -161,6 +161,10 @@ pub fn become_background(keep: &[RawFd]) -> io::Result<()> {
             };
             libc::signal(signal, how);
         }
+        // Stops are waited for; a signal for each would be thrown away.
+        let mut quiet = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        quiet.sa_flags = libc::SA_NOCLDSTOP;
+        libc::sigaction(libc::SIGCHLD, &raw const quiet, ptr::null_mut());
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
         if null < 0 {

@@ -220,13 +220,10 @@ impl Tracer {
     }
 
     fn warn_set_uid(&mut self, tid: Tid) {
-        let Some(owner) = proc::set_uid_owner(tid) else {
-            return;
-        };
-        if proc::effective_uid(tid).is_some_and(|uid| uid != owner) {
+        if let Some(what) = proc::without_its_privileges(tid) {
             let name = proc::comm(tid);
             self.note(format!(
-                "{name} (pid {tid}) is a set-user-ID program and runs without its privileges: \
+                "{name} (pid {tid}) is {what} and runs without its privileges: \
                  the kernel withholds them from a traced program (and from one under \
                  no_new_privs); record as root to keep them"
             ));
