@@ -315,6 +315,10 @@ impl Aggregator {
         }
         let mut survivors = self.survivors(world, moment);
         let end_bucket = self.buckets.of(moment.at);
+        let startup_end = world
+            .space_info(moment.space)
+            .filter(|info| info.origin != Origin::Attach)
+            .map(|info| verdict::startup_end(info.start, moment.at));
         let mut ended = Vec::new();
         self.tallies.retain(|(id, subject), tally| {
             if *id != moment.space {
@@ -325,7 +329,8 @@ impl Aggregator {
         });
         for (subject, tally) in ended {
             let held = survivors.remove(&subject).unwrap_or_default();
-            let (verdict, evidence) = verdict::judge(&tally, &held, self.buckets, end_bucket);
+            let (verdict, evidence) =
+                verdict::judge(&tally, &held, self.buckets, end_bucket, startup_end);
             let row = Row {
                 subject,
                 verdict,
@@ -338,6 +343,7 @@ impl Aggregator {
                 mapped_calls: tally.mapped_calls,
                 released_bytes: tally.released_bytes,
                 growth_bytes_per_min: slope(&tally, self.buckets, end_bucket),
+                growth_span_s: Nanos(moment.at.0.saturating_sub(tally.first.0)).as_secs_f64(),
                 first_s: tally.first.as_secs_f64(),
                 last_s: tally.last.as_secs_f64(),
                 median_bytes: tally.sizes.median(),
@@ -457,8 +463,12 @@ fn merge(row: &mut Row, other: Row) {
             row.verdict = other.verdict;
             row.evidence = other.evidence;
             row.growth_bytes_per_min = other.growth_bytes_per_min;
+            row.growth_span_s = other.growth_span_s;
         }
-        std::cmp::Ordering::Equal => row.growth_bytes_per_min += other.growth_bytes_per_min,
+        std::cmp::Ordering::Equal => {
+            row.growth_bytes_per_min += other.growth_bytes_per_min;
+            row.growth_span_s = row.growth_span_s.max(other.growth_span_s);
+        }
         std::cmp::Ordering::Greater => {}
     }
 }

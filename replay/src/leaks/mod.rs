@@ -114,6 +114,8 @@ pub struct Row {
     pub released_bytes: u64,
     /// How fast held bytes grow, least squares from its first call to the end.
     pub growth_bytes_per_min: f64,
+    /// The time that `growth_bytes_per_min` was taken over, seconds.
+    pub growth_span_s: f64,
     /// Its first call, seconds.
     pub first_s: f64,
     /// Its last call, seconds.

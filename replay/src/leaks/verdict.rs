@@ -5,8 +5,12 @@
 
 use serde::Serialize;
 
+use maptrail_tracelog::types::Nanos;
+
 use super::aggregate::Tally;
 use crate::series::Buckets;
+// A number in a sentence, which is all that is known of views here.
+use crate::views::text::count;
 
 /// What a stack's mappings are. Ordered worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -20,7 +24,7 @@ pub enum Verdict {
     Reservation,
     /// It grew, and stopped.
     Plateau,
-    /// One mapping or two.
+    /// One mapping or two; or some while the program started, held, and none after.
     OneOff,
     /// It gives back nearly all.
     Churn,
@@ -64,25 +68,40 @@ pub(super) struct Survivors {
     pub by_part: [u64; PARTS],
 }
 
-/// Judges what one subject did in one space, up to `end_bucket`.
+/// A program's start is this part of its life, but no longer than [`STARTUP_MAX`].
+const STARTUP_PART: u64 = 10;
+/// See [`STARTUP_PART`].
+const STARTUP_MAX: Nanos = Nanos(1_000_000_000);
+
+/// When the start of a program that lives from `start` to `end` is over.
+pub(super) fn startup_end(start: Nanos, end: Nanos) -> Nanos {
+    let life = end.0.saturating_sub(start.0);
+    let startup = (life / STARTUP_PART).min(STARTUP_MAX.0);
+    Nanos(start.0.saturating_add(startup))
+}
+
+/// Judges what one subject did in one space, up to `end_bucket`. `startup_end` is `None` where the
+/// program had been running before.
 pub(super) fn judge(
     tally: &Tally,
     held: &Survivors,
     buckets: Buckets,
     end_bucket: u32,
+    startup_end: Option<Nanos>,
 ) -> (Verdict, String) {
     let seconds = |n: u32| f64::from(n) * buckets.width_ns() as f64 / 1e9;
     let first = tally.first_bucket(buckets);
     let span_s = seconds(end_bucket.saturating_sub(first) + 1);
-    let calls = tally.mapped_calls;
-    if held.mappings == 0 && calls > 2 {
+    let calls = count(tally.mapped_calls);
+    let mappings = count(held.mappings);
+    if held.mappings == 0 && tally.mapped_calls > 2 {
         return (
             Verdict::Churn,
             format!("all of its {calls} mappings were given back"),
         );
     }
-    if calls <= 2 {
-        let words = match (calls, held.mappings) {
+    if tally.mapped_calls <= 2 {
+        let words = match (tally.mapped_calls, held.mappings) {
             (1, 0) => "one mapping, given back".to_owned(),
             (1, _) => "one mapping, held".to_owned(),
             (_, held) => format!("{calls} mappings, {held} held"),
@@ -92,19 +111,13 @@ pub(super) fn judge(
     if !tally.was_accessible {
         return (
             Verdict::Reservation,
-            format!(
-                "{} mappings held, none of which was ever accessible",
-                held.mappings
-            ),
+            format!("{mappings} mappings held, none of which was ever accessible"),
         );
     }
     if tally.resident_bytes == Some(0) {
         return (
             Verdict::Reservation,
-            format!(
-                "{} mappings held, no page of which is in RAM",
-                held.mappings
-            ),
+            format!("{mappings} mappings held, no page of which is in RAM"),
         );
     }
     let lows = lows(tally, first, end_bucket);
@@ -114,18 +127,23 @@ pub(super) fn judge(
             return (
                 Verdict::Churn,
                 format!(
-                    "{:.1} % of what its {calls} calls mapped was given back, {} mappings are held",
+                    "{:.1} % of what its {calls} calls mapped was given back, {mappings} mappings \
+                     are held",
                     100.0 * (1.0 - share),
-                    held.mappings
                 ),
             );
         }
         if let Some(since) = still_since(tally, first, end_bucket) {
+            if startup_end.is_some_and(|end| tally.last <= end) {
+                return (
+                    Verdict::OneOff,
+                    format!("{mappings} mappings held, all made while the program started"),
+                );
+            }
             return (
                 Verdict::Plateau,
                 format!(
-                    "{} mappings held, and no more than {:.1} s before the end",
-                    held.mappings,
+                    "{mappings} mappings held, and no more than {:.1} s before the end",
                     seconds(end_bucket.saturating_sub(since))
                 ),
             );
@@ -135,28 +153,26 @@ pub(super) fn judge(
     (
         Verdict::Leak,
         format!(
-            "{} of {calls} mappings held, born all along the last {span_s:.1} s: {} in the four \
-             quarters of it",
-            held.mappings,
-            held.by_part.map(|n| n.to_string()).join(", ")
+            "{mappings} of {calls} mappings held, born all along the last {span_s:.1} s: {} in the \
+             four quarters of it",
+            held.by_part.map(|n| count(n).to_string()).join(", ")
         ),
     )
 }
 
 /// Why this is not (yet) a leak; `None` if it is one.
 fn why_no_leak(held: &Survivors, lows: &[u64; PARTS]) -> Option<String> {
+    let mappings = count(held.mappings);
     if held.mappings < LEAK_MAPPINGS {
         return Some(format!(
-            "only {} mappings held: a longer window would tell",
-            held.mappings
+            "only {mappings} mappings held: a longer window would tell"
         ));
     }
     let parts_with = held.by_part.iter().filter(|n| **n > 0).count();
     if parts_with < PARTS {
         return Some(format!(
-            "{} mappings held, born in {parts_with} of the four quarters of the time since the \
-             first: a longer window would tell",
-            held.mappings
+            "{mappings} mappings held, born in {parts_with} of the four quarters of the time since \
+             the first: a longer window would tell"
         ));
     }
     let [low0, low1, low2, low3] = *lows;
@@ -165,8 +181,7 @@ fn why_no_leak(held: &Survivors, lows: &[u64; PARTS]) -> Option<String> {
     let rises = low0 <= low1 && low1 < low2 && low2 < low3;
     if !rises || last < LAST_PART_SHARE * growth || last < STILL_SHARE * low3 as f64 {
         return Some(format!(
-            "{} mappings held, but what is held goes up and down: a longer window would tell",
-            held.mappings
+            "{mappings} mappings held, but what is held goes up and down: a longer window would tell"
         ));
     }
     None

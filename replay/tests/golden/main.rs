@@ -97,6 +97,25 @@ fn leaks_answers_first() {
 }
 
 #[test]
+fn a_second_is_the_least_that_a_rate_is_told_of() {
+    let mut log = log();
+    let (mut found, world) = leaks(&mut log, Options::default()).expect("a good log");
+    for row in &mut found.rows {
+        row.growth_span_s = 0.005;
+        // It ended while it gave back.
+        row.growth_bytes_per_min -= 1e6;
+    }
+    let report = Report::new(&found, By::Stack, &world, &mut names(&mut log));
+    let printed = print(|out| report.write_text(out, Screen::PLAIN, Detail::All));
+    assert!(!printed.contains("/min"), "{printed}");
+    for words in ["and grew to that in 0.005 s.", "  +60.0 MiB in 0.005 s  "] {
+        assert!(printed.contains(words), "{printed}");
+    }
+    let gone = "CHURN  0 B held  60 mapped  100 % given back\n";
+    assert!(printed.contains(gone), "{printed}");
+}
+
+#[test]
 fn leaks_adds_up_by_other_things() {
     let mut printed = String::new();
     for by in [By::Module, By::Thread, By::Kind] {

@@ -145,6 +145,29 @@ fn one_mapping_or_two_are_one_offs() {
 }
 
 #[test]
+fn what_a_program_maps_while_it_starts_is_a_one_off() {
+    let loaded = |origin: Origin| {
+        let mut log = Log::empty();
+        log.start(MAIN, origin, &[]);
+        for i in 0..1200 {
+            log.mmap(at(i), 4);
+        }
+        close(&mut log, 20 * SECOND);
+        only_row(&log)
+    };
+    let exec = Origin::Exec {
+        path: "/victim".into(),
+        argv: vec![],
+    };
+    let row = loaded(exec);
+    assert_eq!(row.verdict, Verdict::OneOff, "{row:#?}");
+    assert!(row.evidence.starts_with("1,200 mappings held"), "{row:#?}");
+    // A process that has been running for long does not start when somebody looks.
+    let row = loaded(Origin::Attach);
+    assert_eq!(row.verdict, Verdict::Plateau, "{row:#?}");
+}
+
+#[test]
 fn few_mappings_are_undecided() {
     let mut log = Log::new(&[]);
     for i in 0..4 {

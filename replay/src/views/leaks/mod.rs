@@ -48,6 +48,8 @@ struct Entry {
     mapped_calls: u64,
     released_bytes: u64,
     growth_bytes_per_min: f64,
+    #[serde(skip)]
+    growth_span_s: f64,
     first_s: f64,
     last_s: f64,
     median_bytes: u64,
@@ -98,6 +100,7 @@ impl Entry {
             mapped_calls: row.mapped_calls,
             released_bytes: row.released_bytes,
             growth_bytes_per_min: row.growth_bytes_per_min,
+            growth_span_s: row.growth_span_s,
             first_s: row.first_s,
             last_s: row.last_s,
             median_bytes: row.median_bytes,

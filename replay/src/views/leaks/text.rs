@@ -22,6 +22,8 @@ pub enum Detail {
 
 /// Lines for stacks that are no leaks.
 const FOLDED: usize = 12;
+/// From less time than this no rate per minute is told: it would be mostly invention.
+const SHORTEST_RATED_S: f64 = 1.0;
 /// The first column, and what lies under it.
 const INDENT: &str = "    ";
 
@@ -190,17 +192,16 @@ impl Entry {
             Verdict::Undecided => Tone::Doubtful,
             _ => Tone::Dim,
         };
-        let resident = match self.resident_bytes {
-            Some(bytes) => format!("{} in RAM", size(bytes)),
-            None => "RAM not looked at".to_owned(),
-        };
         writeln!(
             out,
-            "\n{}  {} held  {}  {}  {resident}  {} given back",
+            "\n{}  {} held  {}  {} given back",
             paint.tone(tone, self.verdict.name().to_uppercase()),
             paint.tone(Tone::Strong, size(self.held_bytes)),
-            self.times(),
-            rate(self.growth_bytes_per_min),
+            if self.held_bytes > 0 {
+                self.holding()
+            } else {
+                format!("{} mapped", count(self.mapped_calls))
+            },
             percent(self.released_bytes, self.mapped_bytes),
         )?;
         writeln!(
@@ -212,6 +213,27 @@ impl Entry {
             Some(_) => write_stack(out, INDENT, &self.frames, paint),
             None => writeln!(out, "{INDENT}{}", escaped(&self.label)),
         }
+    }
+
+    /// Of what, how fast, and where: `1,600 × 256.0 KiB  +400.0 MiB/min  400.0 MiB in RAM`.
+    fn holding(&self) -> String {
+        let grown = match self.is_rated() {
+            true => rate(self.growth_bytes_per_min),
+            false => format!("+{} in {}", size(self.held_bytes), self.span()),
+        };
+        let resident = match self.resident_bytes {
+            Some(bytes) => format!("{} in RAM", size(bytes)),
+            None => "RAM not looked at".to_owned(),
+        };
+        format!("{}  {grown}  {resident}", self.times())
+    }
+
+    fn is_rated(&self) -> bool {
+        self.growth_span_s >= SHORTEST_RATED_S
+    }
+
+    fn span(&self) -> String {
+        seconds(Nanos((self.growth_span_s * 1e9) as u64))
     }
 
     /// `1,600 × 256.0 KiB`.
@@ -248,6 +270,9 @@ impl Entry {
     }
 
     fn pace(&self) -> String {
+        if !self.is_rated() {
+            return format!("grew to that in {}", self.span());
+        }
         format!(
             "grows by {}",
             rate(self.growth_bytes_per_min).trim_start_matches('+')
