@@ -106,8 +106,8 @@ fn warn_if_cut<R: Read + Seek>(log: &LogReader<R>) {
         bytes => format!(" (and {} that were not fully written)", size(bytes)),
     };
     output::warn(&format!(
-        "this log has no end: its recorder was killed, or is still at work. Everything up to {} is \
-         here, what came after is lost{cut}",
+        "this log has no end: its recorder was killed, could not write any more, or is still at work. \
+         Everything up to {} is here, what came after is lost{cut}",
         seconds(last)
     ));
 }

@@ -12,10 +12,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use maptrail_tracelog::record::{Body, CallEvent, Header, Record};
-use maptrail_tracelog::types::{Nanos, Stamp};
+use maptrail_tracelog::types::{Nanos, Stamp, Tid};
 use maptrail_tracelog::writer::{Chunk, LogWriter};
 
 use crate::error::Error;
+use crate::proc;
 use crate::sys::timer;
 use crate::unwind::Interner;
 
@@ -56,7 +57,7 @@ pub fn create(path: &Path, force: bool) -> Result<(File, Fresh), Error> {
 /// another user's file is that user's to protect.
 fn make_private(file: &File) {
     let Ok(meta) = file.metadata() else { return };
-    if meta.is_file() && meta.uid() == nix::unistd::geteuid().as_raw() {
+    if meta.is_file() && proc::effective_uid(Tid(std::process::id())) == Some(meta.uid()) {
         // Where a file system has no modes, a new log would be no more private.
         let _ = file.set_permissions(PermissionsExt::from_mode(0o600));
     }

@@ -19,6 +19,12 @@ pub fn process_of(tid: Tid) -> Option<Pid> {
     status_field(tid, "Tgid")?.parse().ok().map(Pid)
 }
 
+/// The effective user id.
+#[must_use]
+pub fn effective_uid(tid: Tid) -> Option<u32> {
+    effective_id(tid, "Uid")
+}
+
 /// The effective one of the ids in `Uid` or `Gid`.
 fn effective_id(tid: Tid, key: &str) -> Option<u32> {
     status_field(tid, key)?
@@ -152,7 +158,7 @@ mod tests {
         let (exe, argv) = program(me);
         assert!(exe.starts_with('/'), "{exe}");
         assert!(!argv.is_empty());
-        assert!(effective_id(me, "Uid").is_some());
+        assert!(effective_uid(me).is_some());
         assert!(effective_id(me, "Gid").is_some());
         assert_eq!(without_its_privileges(me), None);
         assert_eq!(tracer_of(me), None);

@@ -32,7 +32,7 @@ Examples:
   maptrail record -o run.maptrail --for 60s -- python3 train.py
   maptrail record --fail-on leak -- ./tests           in a CI job: 86 if anything leaks")]
 pub struct Args {
-    /// Where the log goes; `-` is stdout [default: maptrail-DATE-TIME.maptrail]
+    /// Where the log goes; `-` is stdout, and writes no names of functions [default: maptrail-DATE-TIME.maptrail]
     #[arg(short, long, value_name = "LOG")]
     output: Option<PathBuf>,
 
@@ -112,12 +112,13 @@ impl Args {
         if let Some(program) = self.command.first() {
             find_program(program)?;
         }
+        let (log, fresh) = match &path {
+            Some(path) => create(path, self.force).map(|(log, fresh)| (log, Some(fresh)))?,
+            None => (stdout_file()?, None),
+        };
         let options = Options {
             command: self.command,
-            log: match &path {
-                Some(path) => create(path, self.force)?,
-                None => stdout_file()?,
-            },
+            log,
             mechanism: match self.mechanism {
                 MechanismArg::Auto => None,
                 MechanismArg::Seccomp => Some(Mechanism::Seccomp),
@@ -127,16 +128,30 @@ impl Args {
             window: self.window,
             output_to_stderr: path.is_none(),
         };
-        let recording = maptrail_recorder::record(options, &mut output::warn)?;
+        let recorded = maptrail_recorder::record(options, &mut output::warn);
+        let recording = recorded.inspect_err(|error| {
+            if let Some(fresh) = fresh {
+                fresh.remove_unused(error);
+            }
+        })?;
         let code = exit_code(recording.ended);
         let Some(path) = path else {
             return Ok(code);
         };
-        if self.symbols == SymbolsArg::Auto {
+        warn_of_losses(&recording);
+        // The names of what was not recorded are missed by nobody.
+        if self.symbols == SymbolsArg::Auto && !recorded_nothing(&recording) {
             write_names(&path, &recording);
         }
         conclude(&path, &recording);
         if self.fail.any() {
+            let cut = recording
+                .report
+                .as_ref()
+                .is_some_and(|r| r.output_failure.is_some());
+            if cut && recorded_nothing(&recording) {
+                bail!("the log could not be checked for leaks: nothing was recorded");
+            }
             let failed = leaks::check_recorded(&path, &self.fail);
             if let Some(failed) = failed.context("the log could not be checked for leaks")? {
                 return Ok(failed);
@@ -188,9 +203,13 @@ fn write_names(path: &Path, recording: &Recording) {
     }
 }
 
-/// Says what was recorded, and what to do next.
-fn conclude(path: &Path, recording: &Recording) {
-    let log = path.display();
+/// Whether the recording ended, and left no event.
+fn recorded_nothing(recording: &Recording) -> bool {
+    recording.report.as_ref().is_some_and(|r| r.events == 0)
+}
+
+/// Says what the log lacks, and why.
+fn warn_of_losses(recording: &Recording) {
     let Some(report) = &recording.report else {
         return;
     };
@@ -202,8 +221,19 @@ fn conclude(path: &Path, recording: &Recording) {
     if report.lost > 0 {
         output::warn(&format!("{} events were lost", count(report.lost)));
     }
+}
+
+/// Says what was recorded, and what to do next.
+fn conclude(path: &Path, recording: &Recording) {
+    let Some(report) = &recording.report else {
+        return;
+    };
+    let next = match report.events {
+        0 => String::new(),
+        _ => format!(" Next: maptrail leaks {}", path.display()),
+    };
     output::tell(&format!(
-        "{} memory calls in {}. Next: maptrail leaks {log}",
+        "{} memory calls in {}.{next}",
         count(report.events),
         seconds(Nanos(report.window_ns)),
     ));

@@ -1,6 +1,6 @@
 //! Clear words and the right exit code for what cannot be done, and nothing lost by it.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -8,6 +8,11 @@ use tempfile::TempDir;
 use crate::common::{
     Recording, Run, command, is_root, maptrail, recorded, skip, victim, victim_command,
 };
+
+fn mode(path: &Path) -> u32 {
+    let meta = std::fs::metadata(path).expect("the file");
+    meta.permissions().mode() & 0o777
+}
 
 const READERS: [&[&str]; 6] = [
     &["info"],
@@ -59,17 +64,72 @@ fn a_command_that_is_not_executable_gives_126() {
     }
 }
 
+/// Programs that are found, and then cannot be run: their interpreter is missing.
+fn without_interpreter(dir: &Path) -> std::process::Command {
+    let script = dir.join("script");
+    std::fs::write(&script, "#!/no/such/interpreter\n").expect("a file");
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).expect("a mode");
+    command(script, [""; 0])
+}
+
+#[test]
+fn no_log_is_left_of_a_program_that_could_not_start() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let log = dir.path().join("log");
+    let program = without_interpreter(dir.path());
+    for options in [&[][..], &["--force"], &["--mechanism", "syscall"]] {
+        let run = Run::of(&mut recorded(options, &log, &program));
+        assert_eq!(run.code(), 127, "{options:?}: {}", run.errors());
+        assert!(!log.exists(), "{options:?}: a log was left behind");
+    }
+}
+
+#[test]
+fn no_log_is_left_of_a_program_that_could_not_be_traced() {
+    // maptrail inside maptrail: the inner one is refused.
+    let dir = TempDir::new().expect("a temporary directory");
+    for options in [&[][..], &["--force"]] {
+        let inner = dir.path().join("inner");
+        let outer = Recording::of(&recorded(options, &inner, &command("true", [""; 0])));
+        let said = outer.run.errors();
+        assert_eq!(outer.run.code(), 2, "{said}");
+        assert!(said.contains("cannot trace"), "{said}");
+        assert!(!inner.exists(), "{options:?}: a log was left behind");
+    }
+}
+
+#[test]
+fn what_was_there_before_is_not_removed() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let program = without_interpreter(dir.path());
+    let file = dir.path().join("file");
+    std::fs::write(&file, "old").expect("a file");
+    let pipe = dir.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    for log in [&file, &pipe] {
+        let run = Run::of(&mut recorded(&["--force"], log, &program));
+        assert_eq!(run.code(), 127, "{}", run.errors());
+        assert!(log.exists(), "{} was removed", log.display());
+    }
+    assert!(
+        pipe.symlink_metadata()
+            .is_ok_and(|m| m.file_type().is_fifo())
+    );
+}
+
 #[test]
 fn a_file_that_exists_is_not_overwritten_unless_forced() {
     let dir = TempDir::new().expect("a temporary directory");
     let log = dir.path().join("log");
     std::fs::write(&log, "precious").expect("a file");
+    std::fs::set_permissions(&log, PermissionsExt::from_mode(0o644)).expect("a mode");
     let marker = dir.path().join("ran");
     let program = command("touch", [&marker]);
     let run = Run::of(&mut recorded(&[], &log, &program));
     assert_eq!(run.code(), 2, "{}", run.errors());
     assert!(run.errors().contains("--force"), "{}", run.errors());
     assert_eq!(std::fs::read_to_string(&log).expect("the file"), "precious");
+    assert_eq!(mode(&log), 0o644);
     assert!(
         !marker.exists(),
         "the program was run although nothing could be recorded"
@@ -77,6 +137,8 @@ fn a_file_that_exists_is_not_overwritten_unless_forced() {
     let forced = Run::of(&mut recorded(&["--force"], &log, &program));
     assert_eq!(forced.code(), 0, "{}", forced.errors());
     crate::common::assert_exact(&log, &forced.errors());
+    // It was readable by all, and holds a command line now.
+    assert_eq!(mode(&log), 0o600);
 }
 
 #[test]

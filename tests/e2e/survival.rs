@@ -228,3 +228,35 @@ fn a_file_size_limit_ends_the_log_and_not_the_target() {
     let run = Run::of(launch.arg(record.get_program()).args(record.get_args()));
     assert_survived(&run, &log, &["too large", "space"]);
 }
+
+#[test]
+fn a_log_that_could_take_nothing_but_its_header_is_still_a_log() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let log = dir.path().join("log");
+    // More than a header, less than the first chunk.
+    let record = |options: &[&str]| {
+        let record = recorded(options, &log, &victim_command("raw_leak 1000 4096 10"));
+        let mut launch = command(victim("launch_as"), ["limit=1:1000", "--"]);
+        Run::of(launch.arg(record.get_program()).args(record.get_args()))
+    };
+    let run = record(&[]);
+    assert_eq!(run.code(), 0, "the target was disturbed: {}", run.errors());
+    Truth::read(&run.text());
+    let info = reads(&log).expect("a log");
+    assert_eq!(info["events"], 0, "{info:#}");
+    assert_eq!(info["complete"], false, "{info:#}");
+
+    let said = run.errors();
+    let first = said.lines().next().unwrap_or_default();
+    assert!(first.contains("could not be written"), "{said}");
+    assert!(!said.contains("names of functions"), "{said}");
+    assert!(!said.contains("Next:"), "{said}");
+
+    let checked = record(&["--force", "--fail-on", "leak"]);
+    assert_eq!(checked.code(), 2, "{}", checked.errors());
+    assert!(
+        checked.errors().contains("could not be checked"),
+        "{}",
+        checked.errors()
+    );
+}
