@@ -237,6 +237,49 @@ fn a_user_without_rights_sees_the_same() {
 }
 
 #[test]
+fn privileges_that_the_kernel_withholds_are_said() {
+    if !is_root() {
+        return skip("set-user-ID programs of others are made by root only");
+    }
+    let dir = TempDir::new().expect("a temporary directory");
+    let mode = |bits| std::os::unix::fs::PermissionsExt::from_mode(bits);
+    std::fs::set_permissions(dir.path(), mode(0o777)).expect("a mode can be set");
+    let maptrail = dir.path().join("maptrail");
+    std::fs::copy(env!("CARGO_BIN_EXE_maptrail"), &maptrail).expect("a copy");
+    let program = dir.path().join("program");
+    std::fs::copy(victim("nolibc32"), &program).expect("a copy");
+
+    let log = dir.path().join("log");
+    let record = |user: &str, mechanism: &str| {
+        let mut launch = command(victim("launch_as"), [user, "--"]);
+        launch.arg(&maptrail).args(["record", "--mechanism"]);
+        launch.args([mechanism, "--force", "-o"]).arg(&log);
+        let run = Run::of(launch.arg("--").arg(&program).current_dir(dir.path()));
+        assert_eq!(run.code(), 5, "{}", run.errors());
+        std::fs::remove_file(&log).expect("a log");
+        run.errors()
+    };
+    // The last one is no set-group-ID program: without group execute the bit asks for locks.
+    for (bits, words) in [
+        (0o4755, Some("is a set-user-ID program")),
+        (0o2755, Some("is a set-group-ID program")),
+        (0o2745, None),
+        (0o755, None),
+    ] {
+        std::fs::set_permissions(&program, mode(bits)).expect("a mode can be set");
+        for mechanism in ["seccomp", "syscall"] {
+            let said = record("user=65534", mechanism);
+            match words {
+                Some(words) => assert!(said.contains(words), "{bits:o}: {said}"),
+                None => assert!(!said.contains("privileges"), "{bits:o}: {said}"),
+            }
+            let said = record("user=0", mechanism);
+            assert!(!said.contains("privileges"), "{bits:o}, as root: {said}");
+        }
+    }
+}
+
+#[test]
 fn a_relative_path_and_a_name_in_path_are_found_as_a_shell_would() {
     let dir = TempDir::new().expect("a temporary directory");
     std::fs::copy(victim("nolibc32"), dir.path().join("here")).expect("a copy");
