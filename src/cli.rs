@@ -32,8 +32,14 @@ Examples:
   maptrail who run.maptrail 0x7f2a10000000                the life of one address
   maptrail maps run.maptrail --at -5s                     the address space 5 s before the end
 
-Exit codes: 0 fine; 1 a check that was asked for failed; 2 wrong usage, no permission, or a file
-that is no log. `record` hands on the exit code of the program it ran.";
+Exit codes:
+  0          fine
+  1          `verify` found drift
+  2          wrong usage, no permission, or a file that is no log
+  86         `record`, `leaks`: a check of --fail-on or --fail-over failed
+  126, 127   `record`: the program cannot be executed, or does not exist
+  128+N      `record`: signal N ended the program
+  others     `record` hands on the program's own exit code";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -329,3 +329,25 @@ fn wrong_usage_exits_with_2_and_help_with_0() {
         );
     }
 }
+
+#[test]
+fn help_says_what_would_surprise() {
+    for (args, words) in [
+        (&["--help"][..], &["86 ", "126, 127 ", "128+N "][..]),
+        (&["record", "--help"], &["no names of functions"]),
+        (&["maps", "--help"], &["all are shown"]),
+        (&["who", "--help"], &["are shown, one after the other"]),
+    ] {
+        let help = maptrail().args(args).output().expect("maptrail runs");
+        // Lines are wrapped to the terminal.
+        let help = String::from_utf8(help.stdout).expect("text");
+        let help: Vec<&str> = help.split_whitespace().collect();
+        let help = help.join(" ") + " ";
+        for word in words {
+            assert!(
+                help.contains(word),
+                "{args:?} does not say {word:?}: {help}"
+            );
+        }
+    }
+}

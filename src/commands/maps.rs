@@ -13,7 +13,8 @@ use crate::output::Output;
 /// Show the address space at a moment, with the call that made each range
 ///
 /// As /proc/PID/maps, with the size of each range and its birth: when, by which call of which thread,
-/// and from which function.
+/// and from which function. A log has an address space for each process (and for each program that it
+/// runs by exec): all are shown, one after the other.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -16,7 +16,8 @@ use crate::output::Output;
 
 /// Show every call that touched an address, from the birth of what is mapped there, through moves
 ///
-/// Exits with 2 if the address was never mapped.
+/// A log has an address space for each process (and for each program that it runs by exec): all in
+/// which the address was mapped are shown, one after the other. Exits with 2 if the address was never mapped.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
