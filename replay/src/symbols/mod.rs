@@ -177,6 +177,10 @@ fn frame(name: &str, code: Option<&CodeInfo<'_>>) -> NamedFrame {
     }
 }
 
+/// Past the end of an exported function its name is only told so near to its start, in bytes. Further
+/// on, there are most likely others in between.
+const NEAR: u64 = 4096;
+
 /// Names a place by the last exported function below it. Inside of what the file says is that
 /// function's length it is as good as any name; past it, the name may be another function's.
 fn fill_from_exports(name: &mut Name, exported: &[Exported]) {
@@ -184,7 +188,11 @@ fn fill_from_exports(name: &mut Name, exported: &[Exported]) {
     let Some(nearest) = after.checked_sub(1).and_then(|i| exported.get(i)) else {
         return;
     };
-    let inside = name.lookup - nearest.address < nearest.size;
+    let distance = name.lookup - nearest.address;
+    let inside = distance < nearest.size;
+    if !inside && distance > NEAR {
+        return;
+    }
     name.source = if inside {
         NameSource::Symbols
     } else {
@@ -195,4 +203,35 @@ fn fill_from_exports(name: &mut Name, exported: &[Exported]) {
         file: None,
         line: None,
     }];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_far_from_what_is_exported_has_no_name() {
+        let exported = [Exported {
+            address: 0x1000,
+            size: 0x2000,
+            name: "large".into(),
+        }];
+        let small = [Exported {
+            size: 8,
+            ..exported[0].clone()
+        }];
+        let source_at = |lookup, exported: &[Exported]| {
+            let mut name = Name {
+                module: ModuleId(1),
+                lookup,
+                source: NameSource::Symbols,
+                frames: Vec::new(),
+            };
+            fill_from_exports(&mut name, exported);
+            name.frames.first().map(|_| name.source)
+        };
+        assert_eq!(source_at(0x2fff, &exported), Some(NameSource::Symbols));
+        assert_eq!(source_at(0x2000, &small), Some(NameSource::Dynamic));
+        assert_eq!(source_at(0x2001, &small), None);
+    }
 }

@@ -31,7 +31,7 @@ pub struct Frame {
     pub inlined: bool,
     /// Found without unwind information: plausible, not proved.
     pub guessed: bool,
-    /// The stack goes on past this frame; the unwinder could not.
+    /// The stack goes on past this frame; the unwinder could not. Never where a thread begins.
     pub truncated: bool,
 }
 
@@ -53,6 +53,9 @@ const PLUMBING: [&str; 10] = [
     "ld-2.",
 ];
 
+/// Libraries that call C for an interpreter: what a stack is about lies further out.
+const BRIDGES: [&str; 2] = ["libffi", "_ctypes"];
+
 impl Frame {
     /// The module's file name without its folder.
     #[must_use]
@@ -69,6 +72,31 @@ impl Frame {
                 .function
                 .as_deref()
                 .is_some_and(|f| f.starts_with("operator new") || f.starts_with("__rust_alloc"))
+    }
+
+    /// Whether it lies in a library that calls for somebody else's language.
+    fn is_bridge(&self) -> bool {
+        let module = self.module_name();
+        BRIDGES.iter().any(|b| module.starts_with(b))
+    }
+
+    /// Whether a thread begins here: nothing called the entry points of a program and of the loader,
+    /// and some say so in a way that unwinders do not understand.
+    fn is_thread_root(&self) -> bool {
+        let module = self.module_name();
+        let is_loader = ["ld-linux", "ld-musl", "ld-2."]
+            .iter()
+            .any(|start| module.starts_with(start));
+        // A library may have a function of that name for its own purposes; a program has the one.
+        let is_program = !module.ends_with(".so") && !module.contains(".so.");
+        !self.near
+            && (is_loader || is_program)
+            && matches!(self.function.as_deref(), Some("_start" | "_dl_start_user"))
+    }
+
+    /// Whether a name of its own is known.
+    fn is_named(&self) -> bool {
+        self.function.is_some() && !self.near
     }
 
     /// Whether it does no more than hand the call to the kernel.
@@ -103,16 +131,32 @@ impl Frame {
     }
 }
 
-/// The frames that tell stacks apart, innermost first: those outside of libc and allocators; where
-/// there are none, those that do more than hand the call to the kernel.
-fn telling(frames: &[Frame]) -> impl Iterator<Item = &Frame> {
-    let own = frames.iter().any(|f| !f.is_plumbing());
-    let some = frames.iter().any(|f| !f.is_wrapper());
-    frames.iter().filter(move |f| match (own, some) {
-        (true, _) => !f.is_plumbing(),
-        (false, true) => !f.is_wrapper(),
-        (false, false) => true,
-    })
+/// The frames that tell stacks apart, innermost first: those outside of libc, allocators and bridges;
+/// where there are none, bridges; where there are none, those that do more than hand the call to the
+/// kernel.
+///
+/// Where a module has named and nameless frames in a row, the named ones speak for it. Where it has
+/// no names at all, its innermost place does: the module may well be the culprit.
+fn telling(frames: &[Frame]) -> Vec<&Frame> {
+    let choices: [fn(&Frame) -> bool; 4] = [
+        |f| !f.is_plumbing() && !f.is_bridge(),
+        |f| !f.is_plumbing(),
+        |f| !f.is_wrapper(),
+        |_| true,
+    ];
+    let chosen: Vec<&Frame> = choices
+        .iter()
+        .map(|choice| frames.iter().filter(|f| choice(f)).collect())
+        .find(|chosen: &Vec<&Frame>| !chosen.is_empty())
+        .unwrap_or_default();
+    chosen
+        .chunk_by(|a, b| a.module == b.module)
+        .flat_map(|row| {
+            let has_names = row.iter().any(|f| f.is_named());
+            let nameless = row.iter().take(usize::from(!has_names));
+            row.iter().filter(|f| f.is_named()).chain(nameless).copied()
+        })
+        .collect()
 }
 
 /// Functions in a [`path_of`] a stack.
@@ -124,7 +168,8 @@ const PATH_NAME: usize = 48;
 /// `grow ← get_buffer ← decode (libpool.so)`. `None` without frames.
 #[must_use]
 pub fn path_of(frames: &[Frame]) -> Option<String> {
-    let first = telling(frames).next()?;
+    let telling = telling(frames);
+    let first = telling.first()?;
     let short = |frame: &Frame| {
         let label = frame.label();
         match label.char_indices().nth(PATH_NAME) {
@@ -132,12 +177,17 @@ pub fn path_of(frames: &[Frame]) -> Option<String> {
             None => label,
         }
     };
-    let functions: Vec<String> = telling(frames).take(PATH_FRAMES).map(short).collect();
+    let functions: Vec<String> = telling
+        .iter()
+        .take(PATH_FRAMES)
+        .map(|frame| short(frame))
+        .collect();
     let functions = functions.join(" ← ");
-    Some(match (&first.function, first.near) {
+    Some(if first.is_named() {
+        format!("{functions} ({})", first.module_name())
+    } else {
         // A bare place names its module already.
-        (None, _) | (_, true) => functions,
-        _ => format!("{functions} ({})", first.module_name()),
+        functions
     })
 }
 
@@ -182,7 +232,8 @@ impl Names {
 
     /// What to call a stack in one word: its innermost frame that tells something.
     pub fn label(&mut self, world: &World, stack: StackId) -> Option<String> {
-        telling(&self.stack(world, stack)).next().map(Frame::label)
+        let frames = self.stack(world, stack);
+        telling(&frames).first().map(|frame| frame.label())
     }
 
     fn push_frames(&mut self, world: &World, node: &StackNode, frames: &mut Vec<Frame>) {
@@ -217,7 +268,8 @@ impl Names {
             }
         }
         if let Some(outermost) = frames.last_mut() {
-            outermost.truncated = node.flags & StackNode::TRUNCATED != 0;
+            outermost.truncated =
+                node.flags & StackNode::TRUNCATED != 0 && !outermost.is_thread_root();
         }
     }
 
@@ -254,5 +306,101 @@ impl fmt::Display for Frame {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use maptrail_tracelog::record::NamedFrame;
+
+    use super::*;
+
+    /// A frame as `function@module`, or `@module` without a name.
+    fn frame(text: &str) -> Frame {
+        let (function, module) = text.split_once('@').expect("an @");
+        Frame {
+            function: (!function.is_empty()).then(|| function.to_owned()),
+            module: format!("/usr/lib/{module}"),
+            file: None,
+            line: None,
+            offset: 0x10,
+            near: false,
+            inlined: false,
+            guessed: false,
+            truncated: false,
+        }
+    }
+
+    fn path(frames: &[&str]) -> String {
+        let frames: Vec<Frame> = frames.iter().map(|text| frame(text)).collect();
+        path_of(&frames).expect("frames")
+    }
+
+    #[test]
+    fn names_speak_for_their_module_and_bridges_for_nobody() {
+        let python = [
+            "syscall@libc.so.6",
+            "@libffi.so.8.1.2",
+            "ffi_call@libffi.so.8.1.2",
+            "@_ctypes.cpython-311-x86_64-linux-gnu.so",
+            "@python3.11",
+            "_PyObject_MakeTpCall@python3.11",
+            "@python3.11",
+            "Py_Main@python3.11",
+        ];
+        assert_eq!(path(&python), "_PyObject_MakeTpCall ← Py_Main (python3.11)");
+        // A library without names is not passed over for its caller's sake.
+        assert_eq!(
+            path(&["@libucs.so", "@libucs.so", "send@libnixl.so"]),
+            "libucs.so+0x10 ← send"
+        );
+        assert_eq!(path(&["ffi_call@libffi.so"]), "ffi_call (libffi.so)");
+        assert_eq!(path(&["brk@libc.so.6"]), "brk (libc.so.6)");
+    }
+
+    #[test]
+    fn a_stack_that_reaches_the_root_of_its_thread_is_whole() {
+        let module = ModuleId(1);
+        let truncated = |function: &str| {
+            let mut world = World::default();
+            let node = StackNode {
+                parent: StackId::NONE,
+                module,
+                offset: 0x10,
+                flags: StackNode::TRUNCATED,
+            };
+            let lookup = node.lookup();
+            world.nodes.append(StackId(1), &mut vec![node]);
+            let named = NamedFrame {
+                function: function.to_owned(),
+                file: None,
+                line: None,
+            };
+            let name = Name {
+                module,
+                lookup,
+                source: NameSource::Symbols,
+                frames: vec![named],
+            };
+            let frames = Names::from_log(vec![name]).stack(&world, StackId(1));
+            frames.iter().map(|f| f.truncated).collect::<Vec<_>>()
+        };
+        assert_eq!(truncated("_start"), [false]);
+        assert_eq!(truncated("main"), [true]);
+    }
+
+    #[test]
+    fn threads_begin_in_programs_and_loaders() {
+        for (text, is_root) in [
+            ("_start@worker", true),
+            ("_dl_start_user@ld-linux-x86-64.so.2", true),
+            ("_start@ld-musl-x86_64.so.1", true),
+            ("_start@libown.so.1", false),
+            ("_start@_own.cpython-311-x86_64-linux-gnu.so", false),
+            ("main@worker", false),
+            ("@worker", false),
+        ] {
+            assert_eq!(frame(text).is_thread_root(), is_root, "{text}");
+        }
     }
 }

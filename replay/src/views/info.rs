@@ -17,6 +17,9 @@ use serde::Serialize;
 
 use super::text::{Screen, Table, Tone, count, escaped, percent, plural, seconds, size};
 
+/// Less time than this would read as 0.
+const SHOWN_NS: u64 = 500_000;
+
 /// What a log says about itself.
 #[derive(Clone, Debug, Serialize)]
 pub struct Info {
@@ -192,7 +195,7 @@ fn facts(info: &Info) -> Table {
     fact(
         "lost",
         format!(
-            "{lost} events; {} settled by looking at the kernel",
+            "{lost} events; {} settled while recording, by looking at the kernel",
             count(info.settled)
         ),
     );
@@ -207,20 +210,25 @@ fn facts(info: &Info) -> Table {
         ),
     );
     fact("checkpoints", count(info.checkpoints).to_string());
+    let held = match info.held_ns {
+        0..SHOWN_NS => String::new(),
+        ns => format!(", {} for checkpoints", seconds(Nanos(ns))),
+    };
     fact(
         "cost",
         format!(
-            "{} stops; threads spent {} in them together, {} for checkpoints",
+            "{} stops; threads spent {} in them together{held}",
             count(info.stops),
             seconds(Nanos(info.stopped_ns)),
-            seconds(Nanos(info.held_ns)),
         ),
     );
-    let uncovered = match info.uncovered.as_slice() {
-        [] => "nothing".to_owned(),
-        some => some.join("; "),
-    };
-    fact("not covered", escaped(&uncovered).to_string());
+    // To say that nothing was missed would read as a proof, which only `verify` has.
+    if !info.uncovered.is_empty() {
+        fact(
+            "not covered",
+            escaped(&info.uncovered.join("; ")).to_string(),
+        );
+    }
     facts
 }
 

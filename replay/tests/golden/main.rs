@@ -116,6 +116,34 @@ fn a_second_is_the_least_that_a_rate_is_told_of() {
 }
 
 #[test]
+fn rows_that_look_alike_are_one_line() {
+    let mut log = log();
+    let (mut found, world) = leaks(&mut log, Options::default()).expect("a good log");
+    let [leak, plateau, _] = &found.rows[..] else {
+        panic!("{found:#?}");
+    };
+    // A smaller one of the same name as the first, and one between them.
+    let twin = plateau.clone();
+    let mut other = leak.clone();
+    other.verdict = plateau.verdict;
+    other.held_bytes = plateau.held_bytes * 3 / 2;
+    found.rows = vec![other, plateau.clone(), twin];
+    found.leak_rows = 0;
+    let report = Report::new(&found, By::Stack, &world, &mut names(&mut log));
+    let printed = print(|out| report.write_text(out, Screen::PLAIN, Detail::Leaks));
+    let lines: Vec<&str> = printed.lines().skip(4).collect();
+    assert_eq!(
+        lines,
+        [
+            "    plateau  2.1 MiB held  0 % given back  main (wor\\nker)  (2 stacks)",
+            "    plateau  1.5 MiB held  0 % given back  grow ← pool::get(unsigned long) ← \
+             decode\\x1b]0;owned\\x07 (wor\\nker)",
+        ],
+        "{printed}"
+    );
+}
+
+#[test]
 fn leaks_adds_up_by_other_things() {
     let mut printed = String::new();
     for by in [By::Module, By::Thread, By::Kind] {
@@ -217,4 +245,13 @@ fn info_tells_what_a_log_is() {
         &print(|out| views::info::write_text(out, &info, Screen::PLAIN)),
     );
     compare("info.json", &print(|out| views::write_json(out, &info)));
+    // What there is nothing to say of is not said.
+    assert!(info.held_ns < 500_000, "{}", info.held_ns);
+    info.uncovered.clear();
+    let text = print(|out| views::info::write_text(out, &info, Screen::PLAIN));
+    assert!(!text.contains("for checkpoints"), "{text}");
+    info.held_ns = 2_000_000;
+    let text = print(|out| views::info::write_text(out, &info, Screen::PLAIN));
+    assert!(text.contains("together, 0.002 s for checkpoints"), "{text}");
+    assert!(!text.contains("not covered"), "{text}");
 }

@@ -1,7 +1,10 @@
 //! The text of `leaks`, for somebody who has been woken up: first what leaks, how much, how fast and
 //! from where; then the stacks that prove it; then, in a line each, what was looked at and cleared.
 
+use std::cmp::Reverse;
 use std::io::{self, Write};
+
+use rustc_hash::FxHashMap;
 
 use super::{Entry, Report};
 use crate::leaks::Verdict;
@@ -146,19 +149,25 @@ impl Report {
         }
         let paint = screen.paint();
         writeln!(out, "\nNot leaking, or not known to:")?;
+        let lines = Folded::lines(folded);
+        let shown = lines.get(..FOLDED).unwrap_or(&lines);
         let mut table = Table::new("<>><");
-        for entry in folded.iter().take(FOLDED) {
+        for line in shown {
+            let count = match line.entries {
+                1 => String::new(),
+                n => format!("  ({} {}s)", count(n), self.by),
+            };
             table.row([
-                entry.verdict.name().to_owned(),
-                format!("{} held", size(entry.held_bytes)),
+                line.verdict.name().to_owned(),
+                format!("{} held", size(line.held_bytes)),
                 format!(
                     "{} given back",
-                    percent(entry.released_bytes, entry.mapped_bytes)
+                    percent(line.released_bytes, line.mapped_bytes)
                 ),
-                escaped(&entry.label).to_string(),
+                format!("{}{count}", escaped(line.label)),
             ]);
         }
-        for (line, entry) in table.lines().iter().zip(folded) {
+        for (line, folded) in table.lines().iter().zip(shown) {
             let width = if screen.terminal {
                 screen.width
             } else {
@@ -168,19 +177,60 @@ impl Report {
                 .chars()
                 .take(width.saturating_sub(INDENT.len()))
                 .collect();
-            let tone = match entry.verdict {
+            let tone = match folded.verdict {
                 Verdict::Undecided => Tone::Doubtful,
                 _ => Tone::Dim,
             };
             writeln!(out, "{INDENT}{}", paint.tone(tone, line))?;
         }
-        match folded.len().saturating_sub(FOLDED) {
+        let shown: u64 = shown.iter().map(|line| line.entries).sum();
+        match (folded.len() as u64).saturating_sub(shown) {
             0 => Ok(()),
             more => {
-                let more = format!("and {more} more; --all shows everything");
+                let more = format!("and {} more; --all shows everything", count(more));
                 writeln!(out, "{INDENT}{}", paint.tone(Tone::Dim, more))
             }
         }
+    }
+}
+
+/// A line for those of a verdict that are called the same: told apart, they would say no more.
+struct Folded<'a> {
+    verdict: Verdict,
+    label: &'a str,
+    entries: u64,
+    held_bytes: u64,
+    mapped_bytes: u64,
+    released_bytes: u64,
+}
+
+impl<'a> Folded<'a> {
+    /// Worst verdict first, then what holds most.
+    fn lines(entries: &[&'a Entry]) -> Vec<Folded<'a>> {
+        let mut lines: Vec<Folded<'a>> = Vec::new();
+        let mut known = FxHashMap::default();
+        for entry in entries {
+            let label = entry.label.as_str();
+            let at = *known.entry((entry.verdict, label)).or_insert(lines.len());
+            if at == lines.len() {
+                lines.push(Folded {
+                    verdict: entry.verdict,
+                    label,
+                    entries: 0,
+                    held_bytes: 0,
+                    mapped_bytes: 0,
+                    released_bytes: 0,
+                });
+            }
+            if let Some(line) = lines.get_mut(at) {
+                line.entries += 1;
+                line.held_bytes = line.held_bytes.saturating_add(entry.held_bytes);
+                line.mapped_bytes = line.mapped_bytes.saturating_add(entry.mapped_bytes);
+                line.released_bytes = line.released_bytes.saturating_add(entry.released_bytes);
+            }
+        }
+        lines.sort_by_key(|line| (line.verdict, Reverse(line.held_bytes)));
+        lines
     }
 }
 
