@@ -34,6 +34,16 @@ pub struct Phases {
     pub exit: bool,
 }
 
+/// Whether `event` is told at its entry: it is a release, and has no other part. `space` is as it stood
+/// before the call: whether a `brk` gives back depends on where the heap ended.
+#[must_use]
+pub fn is_release(event: &CallEvent, space: Option<&Space>) -> bool {
+    if event.call.effect() == Effect::Brk {
+        return space.is_some_and(|space| at_entry(event, space)[0].is_some());
+    }
+    !phases(event).exit
+}
+
 /// At which of its stamps `event` acts. A call that does nothing acts at its exit.
 #[must_use]
 pub fn phases(event: &CallEvent) -> Phases {

@@ -6,7 +6,7 @@ use maptrail_tracelog::record::{
 };
 use maptrail_tracelog::types::{Addr, Nanos, Range, SpaceId, Stamp, ThreadIx};
 use maptrail_tracelog::writer::Chunk;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::Error;
 use crate::births::Birth;
@@ -46,6 +46,8 @@ struct Replay {
     world: World,
     /// What each thread's last call would be as a birth: a look may follow it.
     last_calls: FxHashMap<ThreadIx, Birth>,
+    /// Threads whose call was told at its entry.
+    told: FxHashSet<ThreadIx>,
     /// Calls whose effect nobody saw, until a checkpoint of their space.
     unfinished: FxHashMap<SpaceId, Vec<CallEvent>>,
     deltas: Vec<Delta>,
@@ -71,8 +73,11 @@ impl Replay {
     }
 
     fn entry(&mut self, event: &CallEvent, observer: &mut impl Observer) {
-        if !calls::phases(event).exit {
+        if calls::is_release(event, self.world.space(event.space)) {
             observer.event(&self.world, event);
+            if calls::phases(event).exit {
+                self.told.insert(event.thread);
+            }
         }
         let moment = Moment {
             stamp: event.entry,
@@ -89,7 +94,9 @@ impl Replay {
     }
 
     fn exit(&mut self, event: &CallEvent, observer: &mut impl Observer) {
-        observer.event(&self.world, event);
+        if !self.told.remove(&event.thread) {
+            observer.event(&self.world, event);
+        }
         if event.outcome == Outcome::Unfinished {
             let waiting = self.unfinished.entry(event.space).or_default();
             if event.call.effect() != Effect::Advise {

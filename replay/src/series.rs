@@ -46,14 +46,14 @@ impl Buckets {
 
 /// A value over time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Series {
+pub struct Series<T = u64> {
     /// Bucket, and value at its end; ascending.
-    points: Vec<(u32, u64)>,
+    points: Vec<(u32, T)>,
 }
 
-impl Series {
+impl<T: Copy + Default> Series<T> {
     /// The value is this from `bucket` on.
-    pub fn set(&mut self, bucket: u32, value: u64) {
+    pub fn set(&mut self, bucket: u32, value: T) {
         match self.points.last_mut() {
             // Times of different threads may disagree by a little: the last bucket takes it.
             Some((last, at)) if *last >= bucket => *at = value,
@@ -61,18 +61,18 @@ impl Series {
         }
     }
 
-    /// The value at the end of `bucket`; 0 before the first.
+    /// The value at the end of `bucket`; 0, or `None`, before the first.
     #[must_use]
-    pub fn at(&self, bucket: u32) -> u64 {
+    pub fn at(&self, bucket: u32) -> T {
         let after = self.points.partition_point(|(b, _)| *b <= bucket);
         after
             .checked_sub(1)
             .and_then(|i| self.points.get(i))
-            .map_or(0, |(_, value)| *value)
+            .map_or(T::default(), |(_, value)| *value)
     }
 
     /// The values at the ends of these buckets.
-    pub fn values(&self, buckets: std::ops::Range<u32>) -> impl Iterator<Item = u64> {
+    pub fn values(&self, buckets: std::ops::Range<u32>) -> impl Iterator<Item = T> {
         let mut next = self.points.partition_point(|(b, _)| *b <= buckets.start);
         let mut value = self.at(buckets.start);
         buckets.map(move |bucket| {

@@ -27,8 +27,9 @@ pub struct Sizes {
     pub reserved_bytes: u64,
     /// Mapped and accessible, bytes.
     pub committed_bytes: u64,
-    /// In RAM, bytes; 0 before the first sample.
-    pub resident_bytes: u64,
+    /// In RAM, bytes; of all spaces together, those that are known. `None` where none is: before the
+    /// first sample, and after the end.
+    pub resident_bytes: Option<u64>,
 }
 
 /// A space over time.
@@ -53,7 +54,8 @@ pub struct StackUsage {
     pub peak_bytes: u64,
 }
 
-/// Sizes over a window.
+/// Sizes over a window. When all programs have ended, the last point says how things stood right before
+/// that: an end is no release.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Usage {
     /// The window's length, seconds.
@@ -87,7 +89,7 @@ pub fn usage(source: &mut impl Source, points: u32, top: usize) -> Result<(Usage
 struct SizeSeries {
     reserved: Series,
     committed: Series,
-    resident: Series,
+    resident: Series<Option<u64>>,
 }
 
 impl SizeSeries {
@@ -121,6 +123,14 @@ struct Held {
     series: Series,
 }
 
+/// A space that has ended, with what each stack held in it.
+#[derive(Clone, Debug)]
+struct Ended {
+    space: SpaceId,
+    at: Nanos,
+    held: Vec<(StackId, u64)>,
+}
+
 /// The observer behind [`usage`].
 #[derive(Debug)]
 pub struct Meter {
@@ -128,6 +138,10 @@ pub struct Meter {
     buckets: Buckets,
     now: BTreeMap<SpaceId, Sizes>,
     total_now: Sizes,
+    /// Spaces whose resident size is known.
+    sampled: usize,
+    /// The space that was the last to end, as long as none follows it.
+    ended: Option<Ended>,
     peak: Sizes,
     has_resident: bool,
     total: SizeSeries,
@@ -144,6 +158,8 @@ impl Meter {
             buckets: Buckets::new(last, points),
             now: BTreeMap::new(),
             total_now: Sizes::default(),
+            sampled: 0,
+            ended: None,
             peak: Sizes::default(),
             has_resident: false,
             total: SizeSeries::default(),
@@ -200,11 +216,14 @@ impl Meter {
             old.committed_bytes,
             sizes.committed_bytes,
         );
-        total.resident_bytes = sum(
-            total.resident_bytes,
-            old.resident_bytes,
-            sizes.resident_bytes,
+        self.sampled += usize::from(sizes.resident_bytes.is_some());
+        self.sampled -= usize::from(old.resident_bytes.is_some());
+        let resident = sum(
+            total.resident_bytes.unwrap_or(0),
+            old.resident_bytes.unwrap_or(0),
+            sizes.resident_bytes.unwrap_or(0),
         );
+        total.resident_bytes = (self.sampled > 0).then_some(resident);
         let peak = &mut self.peak;
         peak.reserved_bytes = peak.reserved_bytes.max(total.reserved_bytes);
         peak.committed_bytes = peak.committed_bytes.max(total.committed_bytes);
@@ -222,20 +241,40 @@ impl Meter {
         region: &Region,
         change: impl Fn(u64) -> u64,
     ) {
-        let Some(birth) = world.births.get(region.birth) else {
-            return;
-        };
-        if birth.space == moment.space {
-            let held = self.stacks.entry(birth.stack).or_default();
-            held.bytes = change(held.bytes);
-            held.peak = held.peak.max(held.bytes);
-            held.series.set(self.buckets.of(moment.at), held.bytes);
+        if let Some(stack) = holder(world, moment.space, region) {
+            self.hold_stack(stack, moment.at, change);
         }
     }
+
+    fn hold_stack(&mut self, stack: StackId, at: Nanos, change: impl Fn(u64) -> u64) {
+        let held = self.stacks.entry(stack).or_default();
+        held.bytes = change(held.bytes);
+        held.peak = held.peak.max(held.bytes);
+        held.series.set(self.buckets.of(at), held.bytes);
+    }
+
+    /// Something came after the end of the last space, which therefore was not the end of all.
+    fn go_on(&mut self) {
+        let Some(ended) = self.ended.take() else {
+            return;
+        };
+        for (stack, bytes) in ended.held {
+            self.hold_stack(stack, ended.at, |held| held.saturating_sub(bytes));
+        }
+        self.set(ended.space, ended.at, Sizes::default());
+        self.now.remove(&ended.space);
+    }
+}
+
+/// The stack of the call that made `region`, if that was made in `space`.
+fn holder(world: &World, space: SpaceId, region: &Region) -> Option<StackId> {
+    let birth = world.births.get(region.birth)?;
+    (birth.space == space).then_some(birth.stack)
 }
 
 impl Observer for Meter {
     fn change(&mut self, world: &World, moment: &Moment, delta: &Delta) {
+        self.go_on();
         match delta {
             Delta::Gained(r) | Delta::Grown(r) => {
                 self.hold(world, moment, r, |held| held.saturating_add(r.len()));
@@ -249,7 +288,7 @@ impl Observer for Meter {
             let sizes = Sizes {
                 reserved_bytes: space.reserved_bytes(),
                 committed_bytes: space.committed_bytes(),
-                resident_bytes: self.now.get(&moment.space).map_or(0, |s| s.resident_bytes),
+                resident_bytes: self.now.get(&moment.space).and_then(|s| s.resident_bytes),
             };
             self.set(moment.space, moment.at, sizes);
         }
@@ -257,9 +296,11 @@ impl Observer for Meter {
 
     fn record(&mut self, _world: &World, record: &Record) {
         if let Body::Rss(id, rss) = &record.body {
+            self.go_on();
             self.has_resident = true;
             let mut sizes = self.now.get(id).copied().unwrap_or_default();
-            sizes.resident_bytes = rss.anon.saturating_add(rss.file).saturating_add(rss.shmem);
+            let bytes = rss.anon.saturating_add(rss.file).saturating_add(rss.shmem);
+            sizes.resident_bytes = Some(bytes);
             self.set(*id, record.ns, sizes);
         }
     }
@@ -269,13 +310,20 @@ impl Observer for Meter {
         if how == SpaceEnd::Window {
             return;
         }
+        self.go_on();
         let regions = world.space(moment.space).into_iter();
-        for region in regions.flat_map(|space| space.everything()) {
-            self.hold(world, moment, region, |held| {
-                held.saturating_sub(region.len())
-            });
+        let held = regions
+            .flat_map(|space| space.everything())
+            .filter_map(|region| Some((holder(world, moment.space, region)?, region.len())))
+            .collect();
+        self.ended = Some(Ended {
+            space: moment.space,
+            at: moment.at,
+            held,
+        });
+        let is_last = self.now.keys().all(|id| *id == moment.space);
+        if !is_last {
+            self.go_on();
         }
-        self.set(moment.space, moment.at, Sizes::default());
-        self.now.remove(&moment.space);
     }
 }

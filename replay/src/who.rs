@@ -1,6 +1,8 @@
 //! `who`: every call that touched an address, from the birth of what is mapped there to the end,
 //! following it backwards through moves.
 
+use std::collections::BTreeMap;
+
 use maptrail_tracelog::calls::Effect;
 use maptrail_tracelog::record::{Body, CallEvent, LookCause, Origin, Record, SpaceEnd};
 use maptrail_tracelog::types::{Addr, Nanos, Range, SpaceId, Stamp};
@@ -12,6 +14,7 @@ use crate::maps_at::Mapped;
 use crate::observer::{Moment, Observer};
 use crate::op::Delta;
 use crate::replay::replay;
+use crate::space::Space;
 use crate::timeline::Source;
 use crate::world::World;
 
@@ -22,11 +25,20 @@ pub struct Who {
     pub space: SpaceId,
     /// What is mapped at the address at the time asked for (without one, at the space's end).
     pub now: Option<Mapped>,
-    /// Whether anything ever was mapped there, up to that time.
-    pub was_ever_mapped: bool,
+    /// If nothing was mapped there up to that time, but later.
+    pub later: Option<Later>,
     /// What touched it, in effect order, from the birth of `now`; or, if nothing is mapped there, all
     /// that ever did.
     pub touches: Vec<Touch>,
+}
+
+/// An address that was asked about too early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Later {
+    /// The time asked for.
+    pub asked: Nanos,
+    /// When it was first mapped.
+    pub first: Nanos,
 }
 
 /// Something that touched the address, or the place where its memory was then.
@@ -58,7 +70,8 @@ pub enum What {
     },
 }
 
-/// Answers for an address, in every space that had it mapped at any time (or in `only`).
+/// Answers for an address, in every space (or in `only`) that had it mapped at any time up to `at`; if
+/// there is none, in those that had it later.
 ///
 /// # Errors
 /// Those of reading the log, or a time past its end.
@@ -85,6 +98,11 @@ pub fn who(
     for id in stopped {
         lives.take(&world, id);
     }
+    if let Some(asked) = at
+        && !lives.spaces.iter().any(|life| life.was_ever_mapped)
+    {
+        return later(source, &lives, asked);
+    }
     let mut trails: Vec<Trail> = lives
         .spaces
         .iter()
@@ -92,14 +110,57 @@ pub fn who(
         .map(|life| Trail::of(life, addr, &lives.moves, &world))
         .collect();
     trails.sort_by_key(|trail| trail.who.space);
-    let mut follower = Follower {
-        trails,
-        until,
-        released: None,
-    };
+    let mut follower = Follower { trails, until };
     let world = replay(source, &mut follower)?;
     let answers = follower.trails.into_iter().map(|trail| trail.who).collect();
     Ok((answers, world))
+}
+
+/// Answers for an address that no space had mapped up to `asked`.
+fn later(
+    source: &mut impl Source,
+    lives: &Lives,
+    asked: Nanos,
+) -> Result<(Vec<Who>, World), Error> {
+    let mut arrivals = Arrivals {
+        addr: lives.addr,
+        only: lives.only,
+        first: BTreeMap::new(),
+    };
+    let world = replay(source, &mut arrivals)?;
+    let answers = arrivals.first.into_iter().map(|(space, first)| Who {
+        space,
+        now: None,
+        later: Some(Later { asked, first }),
+        touches: Vec::new(),
+    });
+    Ok((answers.collect(), world))
+}
+
+/// When each space first had the address.
+struct Arrivals {
+    addr: Addr,
+    only: Option<SpaceId>,
+    first: BTreeMap<SpaceId, Nanos>,
+}
+
+impl Observer for Arrivals {
+    fn change(&mut self, _world: &World, moment: &Moment, delta: &Delta) {
+        let is_asked = self.only.is_none_or(|id| id == moment.space);
+        if is_asked && arrived(delta).is_some_and(|range| range.contains(self.addr)) {
+            self.first.entry(moment.space).or_insert(moment.at);
+        }
+    }
+}
+
+/// The range that is mapped from now on.
+fn arrived(delta: &Delta) -> Option<Range> {
+    match delta {
+        Delta::Gained(region) | Delta::Grown(region) | Delta::Landed { region, .. } => {
+            Some(region.range)
+        }
+        Delta::Released(_) | Delta::Changed { .. } | Delta::Lifted(_) => None,
+    }
 }
 
 /// What a space had at the address, first pass.
@@ -166,20 +227,15 @@ impl Lives {
 
 impl Observer for Lives {
     fn change(&mut self, _world: &World, moment: &Moment, delta: &Delta) {
-        let came = match delta {
-            Delta::Gained(r) | Delta::Grown(r) => r.range,
-            Delta::Landed { from, region } => {
-                self.moves.push(Moved {
-                    space: moment.space,
-                    stamp: moment.stamp,
-                    from: *from,
-                    to: region.range,
-                });
-                region.range
-            }
-            _ => return,
-        };
-        if came.contains(self.addr)
+        if let Delta::Landed { from, region } = delta {
+            self.moves.push(Moved {
+                space: moment.space,
+                stamp: moment.stamp,
+                from: *from,
+                to: region.range,
+            });
+        }
+        if arrived(delta).is_some_and(|range| range.contains(self.addr))
             && let Some(life) = self.life(moment.space)
         {
             life.was_ever_mapped = true;
@@ -244,7 +300,7 @@ impl Trail {
             who: Who {
                 space: life.space,
                 now: life.now,
-                was_ever_mapped: life.was_ever_mapped,
+                later: None,
                 touches: Vec::new(),
             },
             segments,
@@ -298,8 +354,6 @@ fn space_at(lineage: &[(Stamp, SpaceId)], stamp: Stamp) -> SpaceId {
 struct Follower {
     trails: Vec<Trail>,
     until: Nanos,
-    /// What was last released: a `brk` releases at its entry and is told at its exit.
-    released: Option<(Stamp, Range)>,
 }
 
 impl Follower {
@@ -323,35 +377,23 @@ impl Follower {
 }
 
 impl Observer for Follower {
-    fn change(&mut self, _world: &World, moment: &Moment, delta: &Delta) {
-        if let Delta::Released(region) = delta {
-            let is_asked = |t: &Trail| region.range.contains(t.around(moment.stamp).0);
-            if self.trails.iter().any(is_asked) {
-                self.released = Some((moment.stamp, region.range));
-            }
-        }
-    }
-
     fn event(&mut self, world: &World, event: &CallEvent) {
-        let phases = calls::phases(event);
-        let (stamp, at) = if phases.exit {
-            (event.exit, event.exit_ns)
-        } else {
+        let space = world.space(event.space);
+        let (stamp, at) = if calls::is_release(event, space) {
             (event.entry, event.entry_ns)
+        } else {
+            (event.exit, event.exit_ns)
         };
         let mut ranges = calls::ranges(event);
         if event.call.effect() == Effect::Brk {
             // What a `brk` covers is told by where the heap ended before it.
-            let heap = world.space(event.space).map(|space| space.heap());
-            if let (Some(heap), Some(value)) = (heap, event.outcome.value()) {
+            if let (Some(heap), Some(value)) = (space.map(Space::heap), event.outcome.value()) {
                 let (a, b) = (heap.end.page_up(), Addr(value).page_up());
                 ranges.push(Range {
                     start: a.min(b),
                     end: a.max(b),
                 });
             }
-            let at_entry = self.released.filter(|(stamp, _)| *stamp == event.entry);
-            ranges.extend(at_entry.map(|(_, range)| range));
         }
         self.touch(event.space, at, stamp, &ranges, &What::Call(*event));
     }

@@ -8,12 +8,13 @@
 
 use std::io::{self, Write};
 
-use maptrail_tracelog::calls::{Arg, Call, Effect};
+use maptrail_tracelog::calls::{Arg, Call};
 use maptrail_tracelog::record::{CallEvent, Outcome};
 use maptrail_tracelog::types::{Addr, Nanos, Pid, SpaceId, StackId, Tid};
 use serde::Serialize;
 
 use super::strace;
+use crate::calls;
 use crate::observer::Observer;
 use crate::world::World;
 
@@ -64,7 +65,12 @@ impl<'a> Events<'a> {
                 self.out.write_all(self.line.as_bytes())
             }
             Format::Json => {
-                serde_json::to_writer(&mut *self.out, &JsonEvent::new(pid, tid, event))?;
+                let at = if calls::is_release(event, world.space(event.space)) {
+                    event.entry_ns
+                } else {
+                    event.exit_ns
+                };
+                serde_json::to_writer(&mut *self.out, &JsonEvent::new(at, pid, tid, event))?;
                 self.out.write_all(b"\n")
             }
         }
@@ -109,14 +115,9 @@ struct JsonEvent {
 }
 
 impl JsonEvent {
-    fn new(pid: Pid, tid: Tid, event: &CallEvent) -> JsonEvent {
-        let at_entry = matches!(event.call.effect(), Effect::Unmap | Effect::Detach);
+    fn new(t_ns: Nanos, pid: Pid, tid: Tid, event: &CallEvent) -> JsonEvent {
         JsonEvent {
-            t_ns: if at_entry {
-                event.entry_ns
-            } else {
-                event.exit_ns
-            },
+            t_ns,
             entry_ns: event.entry_ns,
             exit_ns: event.exit_ns,
             pid,

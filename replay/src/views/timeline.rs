@@ -2,7 +2,7 @@
 //!
 //! # JSON
 //! `window_s`, `step_s` (seconds between points), `has_resident`, `peak` and `points[]` with
-//! `reserved_bytes`, `committed_bytes` and `resident_bytes` of all spaces together, `spaces[]` with
+//! `reserved_bytes`, `committed_bytes` and `resident_bytes` (`null` where it is unknown) of all spaces together, `spaces[]` with
 //! `space`, `pid` and `points[]`, and `stacks[]`, greatest first: `stack`, `peak_bytes`, `held_bytes[]`
 //! (one for each point) and `frames[]`.
 
@@ -118,24 +118,20 @@ impl<'a> Timeline<'a> {
                 format!("{at:.3} s"),
                 size(sizes.reserved_bytes),
                 size(sizes.committed_bytes),
-                self.resident(sizes.resident_bytes),
+                sizes.resident_bytes.map_or(String::new(), size),
             ]);
         }
         table.row([
             "peak".to_owned(),
             size(self.peak.reserved_bytes),
             size(self.peak.committed_bytes),
-            self.resident(self.peak.resident_bytes),
+            self.peak_resident(),
         ]);
         table.write(out, "")
     }
 
-    fn resident(&self, bytes: u64) -> String {
-        if self.has_resident {
-            size(bytes)
-        } else {
-            "unknown".to_owned()
-        }
+    fn peak_resident(&self) -> String {
+        (self.peak.resident_bytes).map_or_else(|| "unknown".to_owned(), size)
     }
 
     fn write_plot(&self, out: &mut dyn Write, screen: Screen) -> io::Result<()> {
@@ -143,9 +139,9 @@ impl<'a> Timeline<'a> {
         let dwarfed = self.peak.reserved_bytes / DWARFS > self.peak.committed_bytes;
         let mut curves = Vec::new();
         if !dwarfed {
-            curves.push(self.curve("reserved", |s| s.reserved_bytes));
+            curves.push(self.curve("reserved", |s| Some(s.reserved_bytes)));
         }
-        curves.push(self.curve("committed", |s| s.committed_bytes));
+        curves.push(self.curve("committed", |s| Some(s.committed_bytes)));
         if self.has_resident {
             curves.push(self.curve("resident", |s| s.resident_bytes));
         }
@@ -173,7 +169,7 @@ impl<'a> Timeline<'a> {
                 "Not drawn: up to {reserved} reserved, most of it never accessible."
             )?;
         }
-        let resident = self.resident(self.peak.resident_bytes);
+        let resident = self.peak_resident();
         let committed = size(self.peak.committed_bytes);
         writeln!(
             out,
@@ -181,12 +177,12 @@ impl<'a> Timeline<'a> {
         )
     }
 
-    fn curve(&self, name: &'static str, of: impl Fn(&Sizes) -> u64) -> Series {
+    fn curve(&self, name: &'static str, of: impl Fn(&Sizes) -> Option<u64>) -> Series {
         let at = |i: usize| ((i + 1) as f64 * self.step_s).min(self.window_s);
         Series {
             name,
             points: (self.points.iter().enumerate())
-                .map(|(i, sizes)| (at(i), of(sizes) as f64))
+                .filter_map(|(i, sizes)| Some((at(i), of(sizes)? as f64)))
                 .collect(),
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! # JSON
 //! `address` (hex string) and `spaces[]`: `space`, `pid`, `now` (`null`, or the range mapped there:
-//! `start`, `end`, `perms`, `path`, `birth_t_ns`), and `touches[]`, oldest first: `t_ns`, `address`
+//! `start`, `end`, `perms`, `path`, `birth_t_ns`), `first_t_ns` (`null`, or when it was first mapped, if
+//! that is later than the time asked for), and `touches[]`, oldest first: `t_ns`, `address`
 //! (where the memory was then), `what` (`call`, `pre-existing` or `look`), and for calls `call` (its
 //! name), `text` (as strace prints it), `pid`, `tid`, `thread`, `stack`, `frames[]`; for looks `mapped`.
 
@@ -18,7 +19,7 @@ use super::strace;
 use super::text::{Paint, Screen, Tone, escaped, seconds, size};
 use crate::maps_at::{Mapped, SpaceMaps};
 use crate::symbols::{Frame, Names};
-use crate::who::{Touch, What, Who};
+use crate::who::{Later, Touch, What, Who};
 use crate::world::World;
 
 /// The whole answer, ready to be printed.
@@ -33,7 +34,13 @@ struct SpaceLife {
     space: SpaceId,
     pid: Pid,
     now: Option<RangeNow>,
+    #[serde(rename = "first_t_ns", serialize_with = "first_ns")]
+    later: Option<Later>,
     touches: Vec<TouchView>,
+}
+
+fn first_ns<S: serde::Serializer>(later: &Option<Later>, s: S) -> Result<S::Ok, S::Error> {
+    later.map(|later| later.first).serialize(s)
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -81,6 +88,7 @@ impl Life {
                 space: who.space,
                 pid: world.space_info(who.space).map_or(Pid(0), |info| info.pid),
                 now: who.now.as_ref().map(|now| RangeNow::new(now, world)),
+                later: who.later,
                 touches: (who.touches.iter())
                     .map(|touch| TouchView::new(touch, world, names))
                     .collect(),
@@ -114,6 +122,13 @@ impl Life {
             "{} in process {} (space {})",
             self.address, space.pid, space.space
         );
+        if let Some(later) = space.later {
+            return format!(
+                "{place}: nothing was mapped there by {}; first mapped at {}.",
+                seconds(later.asked),
+                seconds(later.first)
+            );
+        }
         let Some(now) = &space.now else {
             let last = space.touches.last().map_or(Nanos(0), |t| t.t_ns);
             return format!(
@@ -241,7 +256,10 @@ impl CallView {
     }
 }
 
-/// What an address lies closest to, if it was never mapped: in words.
+/// What lies further away than this has nothing to do with an address, bytes.
+const NEAREST_MAX: u64 = 1 << 30;
+
+/// What an address lies closest to, if it was never mapped: in words. `None` if nothing is near.
 #[must_use]
 pub fn nearest(address: Addr, spaces: &[SpaceMaps], world: &World) -> Option<String> {
     let distance = |m: &Mapped| {
@@ -252,7 +270,9 @@ pub fn nearest(address: Addr, spaces: &[SpaceMaps], world: &World) -> Option<Str
     let regions = spaces
         .iter()
         .flat_map(|s| s.regions.iter().map(move |m| (s, m)));
-    let (space, mapped) = regions.min_by_key(|(_, m)| distance(m))?;
+    let (space, mapped) = regions
+        .min_by_key(|(_, m)| distance(m))
+        .filter(|(_, m)| distance(m) <= NEAREST_MAX)?;
     let range = mapped.region.range;
     let side = if range.start > address {
         "above"

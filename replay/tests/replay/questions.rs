@@ -2,13 +2,18 @@
 
 use maptrail_replay::Error;
 use maptrail_replay::maps_at::{diff, maps_at};
-use maptrail_replay::usage::usage;
-use maptrail_replay::who::{What, who};
+use maptrail_replay::replay::replay;
+use maptrail_replay::symbols::Names;
+use maptrail_replay::usage::{Sizes, usage};
+use maptrail_replay::views::events::{Events, Format};
+use maptrail_replay::views::text::Screen;
+use maptrail_replay::views::who::{Life, nearest};
+use maptrail_replay::who::{Later, What, who};
 use maptrail_tracelog::calls::Call;
-use maptrail_tracelog::record::{Body, Origin, RssSample};
-use maptrail_tracelog::types::{Addr, Nanos, PAGE, SpaceId, StackId};
+use maptrail_tracelog::record::{Body, Origin, Outcome, RssSample};
+use maptrail_tracelog::types::{Addr, Nanos, PAGE, SpaceId, StackId, Stamp};
 
-use crate::log::{Log, MAIN, MREMAP_MAYMOVE, START_BRK, range, vma};
+use crate::log::{Log, MAIN, MREMAP_MAYMOVE, START_BRK, T0, T1, range, vma};
 
 const A: u64 = 0x10_0000;
 const B: u64 = 0x20_0000;
@@ -97,6 +102,78 @@ fn the_heap_and_places_that_are_empty_now_have_a_story_too() {
 }
 
 #[test]
+fn a_shrinking_heap_is_told_when_it_shrinks() {
+    let mut log = Log::new(&[]);
+    log.call(Call::Brk, &[START_BRK + 4 * PAGE], START_BRK + 4 * PAGE);
+    let shrink = log.begin(T0, Call::Brk, &[START_BRK]);
+    // Another thread is given what went.
+    log.call_of(T1, Call::Mmap, &[0, PAGE, 3, 0x22, u64::MAX, 0], A as i64);
+    let after = log.finish(shrink, Outcome::Returned(START_BRK as i64));
+    let mut out = Vec::new();
+    let mut events = Events::new(&mut out, Format::Json);
+    replay(&mut log.source(), &mut events).expect("reads");
+    events.finish().expect("memory takes everything");
+    let told: Vec<(String, u64)> = String::from_utf8(out)
+        .expect("text")
+        .lines()
+        .map(|line| {
+            let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let call = event["call"].as_str().expect("a name").to_owned();
+            (call, event["t_ns"].as_u64().expect("a time"))
+        })
+        .collect();
+    let names: Vec<&str> = told.iter().map(|(call, _)| call.as_str()).collect();
+    assert_eq!(names, ["brk", "brk", "mmap"], "once each, in effect order");
+    assert_eq!(told[1].1, shrink.event.entry_ns.0);
+    let who_says = who(&mut log.source(), Addr(START_BRK), None, None).expect("reads");
+    let touched: Vec<Stamp> = who_says.0[0].touches.iter().map(|t| t.stamp).collect();
+    assert_eq!(touched[1], shrink.event.entry, "not {after:?}");
+}
+
+#[test]
+fn what_is_mapped_later_is_told_so() {
+    let mut log = Log::new(&[]);
+    log.mmap(A, 1);
+    let asked = log.now();
+    log.mmap(B, 1);
+    let mapped = log.now();
+    log.munmap(B, 1);
+    let (answers, world) = who(&mut log.source(), Addr(B), Some(asked), None).expect("reads");
+    let [answer] = &answers[..] else {
+        panic!("one space: {answers:?}");
+    };
+    let later = Later {
+        asked,
+        first: mapped,
+    };
+    assert_eq!(
+        (answer.later, answer.now, &answer.touches[..]),
+        (Some(later), None, &[][..])
+    );
+    let mut names = Names::from_log(Vec::new());
+    let life = Life::new(Addr(B), &answers, &world, &mut names);
+    let mut text = Vec::new();
+    life.write_text(&mut text, Screen::PLAIN).expect("memory");
+    let text = String::from_utf8(text).expect("text");
+    assert!(
+        text.ends_with("nothing was mapped there by 0.000 s; first mapped at 0.000 s.\n"),
+        "{text}"
+    );
+    let (never, _) = who(&mut log.source(), Addr(C), Some(asked), None).expect("reads");
+    assert_eq!(never, []);
+}
+
+#[test]
+fn the_nearest_mapping_is_told_if_it_is_near() {
+    let mut log = Log::new(&[]);
+    log.mmap(A, 1);
+    let (spaces, world) = maps_at(&mut log.source(), None, None).expect("reads");
+    let told = |addr| nearest(Addr(addr), &spaces, &world);
+    assert!(told(A + 2 * PAGE).is_some_and(|near| near.contains("below it")));
+    assert_eq!(told(A + (2 << 30)), None);
+}
+
+#[test]
 fn maps_are_those_of_the_instant() {
     let mut log = Log::new(&[vma(range(C, 1), "r-xp")]);
     log.mmap(A, 4);
@@ -166,7 +243,9 @@ fn sizes_over_time_are_apart_and_end_with_their_space() {
     let last = found.points.last().expect("points");
     assert_eq!(last.reserved_bytes, 14 * PAGE);
     assert_eq!(last.committed_bytes, 4 * PAGE);
-    assert_eq!(last.resident_bytes, 3 * PAGE);
+    assert_eq!(last.resident_bytes, Some(3 * PAGE));
+    let before_the_sample = found.points[0].resident_bytes;
+    assert_eq!(before_the_sample, None, "unknown, which is not 0");
     assert_eq!(found.peak.reserved_bytes, 18 * PAGE, "while the copy lived");
     assert_eq!(found.spaces.len(), 2);
     assert_eq!(found.spaces[1].points.last(), Some(&Default::default()));
@@ -176,4 +255,35 @@ fn sizes_over_time_are_apart_and_end_with_their_space() {
     assert_eq!((stack.stack, stack.peak_bytes), (StackId(1), 4 * PAGE));
     let greatest = found.points.iter().map(|p| p.reserved_bytes).max();
     assert_eq!(greatest, Some(found.peak.reserved_bytes));
+}
+
+#[test]
+fn the_last_point_is_the_state_before_the_program_ended() {
+    let mut log = Log::new(&[]);
+    log.tick_ns = 1_000_000;
+    log.mmap(A, 4);
+    let in_ram = RssSample {
+        anon: 3 * PAGE,
+        ..RssSample::default()
+    };
+    log.record(Body::Rss(MAIN, in_ram));
+    log.end(MAIN);
+    let gone_at = log.now();
+    // Another program in its place ends the first one for good; the second one is never sampled.
+    log.wait_until(Nanos(gone_at.0 + 50_000_000));
+    log.exec(SpaceId(1), &[]);
+    log.space = SpaceId(1);
+    log.mmap(B, 2);
+    log.end(SpaceId(1));
+    let (found, _) = usage(&mut log.source(), 1000, 8).expect("reads");
+    let whole = |points: &[Sizes]| {
+        let last = points.last().expect("points");
+        (last.reserved_bytes, last.resident_bytes)
+    };
+    assert_eq!(whole(&found.points), (2 * PAGE, None));
+    assert_eq!(whole(&found.spaces[0].points), (0, None));
+    let step = (found.step_s * 1e9) as u64;
+    let between = (gone_at.0 + 25_000_000) / step;
+    assert_eq!(found.points[between as usize].reserved_bytes, 0);
+    assert_eq!(found.stacks[0].held_bytes.last(), Some(&(2 * PAGE)));
 }
