@@ -229,8 +229,12 @@ fn times_are_understood_and_bounded() {
 fn an_address_that_was_never_mapped_is_told_its_neighbour() {
     let fixture = Fixture::new();
     fixture
-        .run(&["who", "0x10"])
+        .run(&["who", "0x555500005000"])
         .refused(&["never mapped", "555500000000-555500004000"]);
+    // Nothing is near.
+    let far = fixture.run(&["who", "0x10"]);
+    far.refused(&["never mapped"]);
+    assert!(!far.err.contains("nearest"), "{}", far.err);
     let ran = fixture.run(&["who", "here"]);
     assert_eq!(ran.code, 2);
     assert!(ran.err.contains("hexadecimal"), "{}", ran.err);
