@@ -45,6 +45,9 @@ const FIRST_REST: u32 = 5;
 const LONGEST_REST: u32 = 600;
 /// After so many ticks without an alarm the rest is short again.
 const GOOD_RUN: u32 = 20;
+/// After so many ticks the pace must be better than before, by one part in so many.
+const TRIAL: u32 = 3;
+const BETTER_BY: u64 = 8;
 
 /// Lets the tracer's thread follow the core of the thread that it serves.
 pub struct Follower {
@@ -67,6 +70,8 @@ struct Able {
     others: Vec<NixPid>,
     /// Where the thread that is followed has the number of its core.
     place: Option<(Tid, Addr)>,
+    /// Stops in the tick before it began.
+    pace_before: u64,
     resting: u32,
     next_rest: u32,
     good_run: u32,
@@ -125,11 +130,12 @@ impl Follower {
         let Some(able) = &mut self.able else { return };
         let many = stops >= MANY_STOPS && same >= stops - stops / 10;
         if able.bound.is_some() {
-            if !able.watch.idle.load(Ordering::Relaxed) {
-                able.alarmed();
+            let better = stops > able.pace_before + able.pace_before / BETTER_BY;
+            able.good_run += 1;
+            if !able.watch.idle.load(Ordering::Relaxed) || (able.good_run == TRIAL && !better) {
+                able.give_up();
             } else if many {
                 able.expect(stops);
-                able.good_run += 1;
                 if able.good_run >= GOOD_RUN {
                     able.next_rest = FIRST_REST;
                 }
@@ -138,8 +144,10 @@ impl Follower {
             }
         } else if able.resting > 0 {
             able.resting -= 1;
-        } else if many {
+        } else if many && proc::core_of(self.last) != sched::this_core() {
+            // Where they share a core already, nothing can be won.
             able.expect(stops);
+            able.pace_before = stops;
             able.wanted = true;
         }
     }
@@ -178,6 +186,7 @@ impl Able {
             wanted: false,
             place: None,
             others: Vec::new(),
+            pace_before: 0,
             resting: 0,
             next_rest: FIRST_REST,
             good_run: 0,
@@ -249,8 +258,8 @@ impl Able {
         }
     }
 
-    /// The watchdog has taken the tracer out of the idle class.
-    fn alarmed(&mut self) {
+    /// The watchdog has taken the tracer out of the idle class, or it was not worth while.
+    fn give_up(&mut self) {
         self.resting = self.next_rest;
         self.next_rest = (self.next_rest * 2).min(LONGEST_REST);
         self.let_go();

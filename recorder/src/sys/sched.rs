@@ -12,6 +12,13 @@ pub fn this_thread() -> Tid {
     Tid(nix::unistd::gettid().as_raw() as u32)
 }
 
+/// The core that the calling thread runs on.
+#[must_use]
+pub fn this_core() -> Option<usize> {
+    // SAFETY: sched_getcpu takes nothing.
+    usize::try_from(unsafe { libc::sched_getcpu() }).ok()
+}
+
 /// Whether the calling thread is in the usual class, `SCHED_OTHER`.
 #[must_use]
 pub fn is_usual() -> bool {
