@@ -10,7 +10,7 @@ use maptrail_tracelog::record::{Body, Origin, Record, Residency, RssSample, Spac
 use maptrail_tracelog::types::{ModuleId, Nanos, SpaceId, StackId, Stamp};
 use rustc_hash::FxHashMap;
 
-use super::verdict::{self, PARTS, Survivors};
+use super::verdict::{self, PARTS, Startup, Survivors};
 use super::{By, Growth, Leaks, Memory, Options, Row, Subject};
 use crate::births::Birth;
 use crate::observer::{Judged, Moment, Observer};
@@ -315,10 +315,10 @@ impl Aggregator {
         }
         let mut survivors = self.survivors(world, moment);
         let end_bucket = self.buckets.of(moment.at);
-        let startup_end = world
+        let start = world
             .space_info(moment.space)
             .filter(|info| info.origin != Origin::Attach)
-            .map(|info| verdict::startup_end(info.start, moment.at));
+            .map(|info| info.start);
         let mut ended = Vec::new();
         self.tallies.retain(|(id, subject), tally| {
             if *id != moment.space {
@@ -329,8 +329,10 @@ impl Aggregator {
         });
         for (subject, tally) in ended {
             let held = survivors.remove(&subject).unwrap_or_default();
+            let startup =
+                start.map(|start| Startup::of(start, moment.at, is_loader(world, subject)));
             let (verdict, evidence) =
-                verdict::judge(&tally, &held, self.buckets, end_bucket, startup_end);
+                verdict::judge(&tally, &held, self.buckets, end_bucket, startup);
             let row = Row {
                 subject,
                 verdict,
@@ -509,12 +511,10 @@ fn memory(call: Call, region: &Region) -> Memory {
 fn caller_module(world: &World, stack: StackId) -> ModuleId {
     let frames = world.frames(stack);
     let is_libc = |id: ModuleId| {
-        let path = world
-            .module(id)
-            .map_or("", |module| world.files.path(module.file));
-        let name = path.rsplit('/').next().unwrap_or(path);
-        ["libc.so", "libc-", "ld-linux", "ld-musl", "libc.musl"]
+        let name = module_name(world, id);
+        ["libc.so", "libc-", "libc.musl"]
             .iter()
+            .chain(&LOADERS)
             .any(|start| name.starts_with(start))
     };
     frames
@@ -523,4 +523,32 @@ fn caller_module(world: &World, stack: StackId) -> ModuleId {
         .find(|id| !is_libc(*id))
         .or(frames.first().map(|frame| frame.module))
         .unwrap_or_default()
+}
+
+/// What dynamic loaders are called.
+const LOADERS: [&str; 3] = ["ld-linux", "ld-musl", "ld-2."];
+
+/// The file name of a module, without its folder.
+fn module_name(world: &World, id: ModuleId) -> &str {
+    let path = world
+        .module(id)
+        .map_or("", |module| world.files.path(module.file));
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// Whether nobody called the loader: it runs by itself, before the program. A `dlopen` has its caller on
+/// the stack.
+fn is_loader(world: &World, subject: Subject) -> bool {
+    let is_loader = |id| {
+        let name = module_name(world, id);
+        LOADERS.iter().any(|start| name.starts_with(start))
+    };
+    match subject {
+        Subject::Stack(stack) => {
+            let frames = world.frames(stack);
+            !frames.is_empty() && frames.iter().all(|frame| is_loader(frame.module))
+        }
+        Subject::Module(id) => is_loader(id),
+        Subject::Thread(_) | Subject::Kind(..) => false,
+    }
 }

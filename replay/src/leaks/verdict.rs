@@ -73,21 +73,44 @@ const STARTUP_PART: u64 = 10;
 /// See [`STARTUP_PART`].
 const STARTUP_MAX: Nanos = Nanos(1_000_000_000);
 
-/// When the start of a program that lives from `start` to `end` is over.
-pub(super) fn startup_end(start: Nanos, end: Nanos) -> Nanos {
-    let life = end.0.saturating_sub(start.0);
-    let startup = (life / STARTUP_PART).min(STARTUP_MAX.0);
-    Nanos(start.0.saturating_add(startup))
+/// The start of a program, as far as one subject is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Startup {
+    end: Nanos,
+    /// The subject is the loader at its work before the program's own. In a program that lives for
+    /// milliseconds that is half of its life, and looks like growth to the end.
+    by_loader: bool,
 }
 
-/// Judges what one subject did in one space, up to `end_bucket`. `startup_end` is `None` where the
+impl Startup {
+    /// Of a program that lives from `start` to `end`.
+    pub(super) fn of(start: Nanos, end: Nanos, by_loader: bool) -> Startup {
+        let life = end.0.saturating_sub(start.0);
+        let part = if by_loader { life } else { life / STARTUP_PART };
+        Startup {
+            end: Nanos(start.0.saturating_add(part.min(STARTUP_MAX.0))),
+            by_loader,
+        }
+    }
+}
+
+/// Seconds, as exact as they matter.
+fn told(seconds: f64) -> String {
+    if seconds < 1.0 {
+        format!("{seconds:.3} s")
+    } else {
+        format!("{seconds:.1} s")
+    }
+}
+
+/// Judges what one subject did in one space, up to `end_bucket`. `startup` is `None` where the
 /// program had been running before.
 pub(super) fn judge(
     tally: &Tally,
     held: &Survivors,
     buckets: Buckets,
     end_bucket: u32,
-    startup_end: Option<Nanos>,
+    startup: Option<Startup>,
 ) -> (Verdict, String) {
     let seconds = |n: u32| f64::from(n) * buckets.width_ns() as f64 / 1e9;
     let first = tally.first_bucket(buckets);
@@ -107,6 +130,13 @@ pub(super) fn judge(
             (_, held) => format!("{calls} mappings, {held} held"),
         };
         return (Verdict::OneOff, words);
+    }
+    let started = startup.filter(|startup| tally.last <= startup.end);
+    if started.is_some_and(|startup| startup.by_loader) {
+        return (
+            Verdict::OneOff,
+            format!("{mappings} mappings held, all made by the loader as the program started"),
+        );
     }
     if !tally.was_accessible {
         return (
@@ -134,7 +164,7 @@ pub(super) fn judge(
             );
         }
         if let Some(since) = still_since(tally, first, end_bucket) {
-            if startup_end.is_some_and(|end| tally.last <= end) {
+            if started.is_some() {
                 return (
                     Verdict::OneOff,
                     format!("{mappings} mappings held, all made while the program started"),
@@ -143,8 +173,8 @@ pub(super) fn judge(
             return (
                 Verdict::Plateau,
                 format!(
-                    "{mappings} mappings held, and no more than {:.1} s before the end",
-                    seconds(end_bucket.saturating_sub(since))
+                    "{mappings} mappings held, and no more than {} before the end",
+                    told(seconds(end_bucket.saturating_sub(since)))
                 ),
             );
         }
@@ -153,8 +183,9 @@ pub(super) fn judge(
     (
         Verdict::Leak,
         format!(
-            "{mappings} of {calls} mappings held, born all along the last {span_s:.1} s: {} in the \
-             four quarters of it",
+            "{mappings} of {calls} mappings held, born all along the last {}: {} in the four \
+             quarters of it",
+            told(span_s),
             held.by_part.map(|n| count(n).to_string()).join(", ")
         ),
     )

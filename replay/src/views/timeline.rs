@@ -2,9 +2,9 @@
 //!
 //! # JSON
 //! `window_s`, `step_s` (seconds between points), `has_resident`, `peak` and `points[]` with
-//! `reserved_bytes`, `committed_bytes` and `resident_bytes` (`null` where it is unknown) of all spaces together, `spaces[]` with
-//! `space`, `pid` and `points[]`, and `stacks[]`, greatest first: `stack`, `peak_bytes`, `held_bytes[]`
-//! (one for each point) and `frames[]`.
+//! `reserved_bytes`, `committed_bytes` and `resident_bytes` (`null` where it is unknown) of all spaces
+//! together, `spaces[]` with `space`, `pid` and `points[]`, and `stacks[]`, greatest first: `stack`,
+//! `peak_bytes`, `held_bytes[]` (one for each point) and `frames[]`.
 
 use std::io::{self, Write};
 

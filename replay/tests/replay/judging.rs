@@ -2,8 +2,10 @@
 
 use maptrail_replay::leaks::{By, Leaks, Options, Row, Subject, Verdict, leaks};
 use maptrail_tracelog::calls::Call;
-use maptrail_tracelog::record::{Body, Origin, PageRun, Residency, RssSample};
-use maptrail_tracelog::types::{Nanos, PAGE, SpaceId, StackId};
+use maptrail_tracelog::record::{
+    Body, ModuleInfo, ModuleKind, Origin, PageRun, Residency, RssSample, StackNode,
+};
+use maptrail_tracelog::types::{FileId, ModuleId, Nanos, PAGE, SpaceId, StackId};
 
 use crate::log::{Log, MAIN, MAP_ANONYMOUS, MAP_PRIVATE, RW, T1, range, vma};
 
@@ -165,6 +167,37 @@ fn what_a_program_maps_while_it_starts_is_a_one_off() {
     // A process that has been running for long does not start when somebody looks.
     let row = loaded(Origin::Attach);
     assert_eq!(row.verdict, Verdict::Plateau, "{row:#?}");
+}
+
+#[test]
+fn the_loader_of_a_program_that_lives_for_milliseconds_does_not_leak() {
+    let loaded = |outermost: ModuleId| {
+        let mut log = Log::new(&[]);
+        for (id, path) in [(1, "/lib64/ld-linux-x86-64.so.2"), (2, "/victim")] {
+            log.file(FileId(id), u64::from(id), path);
+            let info = ModuleInfo {
+                kind: ModuleKind::File,
+                file: FileId(id),
+                build_id: vec![],
+            };
+            log.record(Body::Module(ModuleId(id), info));
+        }
+        log.stack = StackId(2);
+        for i in 0..20 {
+            log.mmap(at(i), 4);
+        }
+        let node = |parent, module| StackNode {
+            parent: StackId(parent),
+            module,
+            offset: 0x1000,
+            flags: 0,
+        };
+        log.nodes(vec![node(0, outermost), node(1, ModuleId(1))]);
+        row_of(&ask(&log, Options::default()), 2).verdict
+    };
+    assert_eq!(loaded(ModuleId(1)), Verdict::OneOff);
+    // What the program has loaded is its own affair.
+    assert_eq!(loaded(ModuleId(2)), Verdict::Leak);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use maptrail_replay::timeline::ChunkList;
 use maptrail_tracelog::calls::{Abi, Call};
 use maptrail_tracelog::record::{
     Body, CallEvent, Checkpoint, CheckpointReason, FileInfo, InFlight, Look, LookCause, Origin,
-    Outcome, Record, SpaceEnd, Vma,
+    Outcome, Record, SpaceEnd, StackNode, Vma,
 };
 use maptrail_tracelog::types::{
     Addr, FileId, Nanos, PAGE, Perms, Pid, Range, SpaceId, StackId, Stamp, ThreadIx, Tid,
@@ -119,6 +119,11 @@ impl Log {
             path: path.into(),
         };
         self.record(Body::File(id, info));
+    }
+
+    /// The stacks, from id 1.
+    pub fn nodes(&mut self, nodes: Vec<StackNode>) {
+        self.chunk.nodes = nodes;
     }
 
     pub fn exec(&mut self, space: SpaceId, vmas: &[Vma]) {
