@@ -164,12 +164,21 @@ fn sums_and_order_of_the_json_are_consistent() {
             "{stack:#}"
         );
     }
-    let called_leak: Vec<u64> = stacks(&leaks)
-        .iter()
-        .filter(|s| s["verdict"] == "leak")
-        .map(|s| number(&s["held_bytes"]))
-        .collect();
-    assert!(!called_leak.is_empty());
+    // Worst first. Which verdicts there are is a matter of time in a run as short as this one.
+    let rank = |stack: &Value| {
+        let verdicts = [
+            "leak",
+            "undecided",
+            "reservation",
+            "plateau",
+            "one-off",
+            "churn",
+        ];
+        let verdict = verdicts.iter().position(|v| stack["verdict"] == *v);
+        let held = number(&stack["held_bytes"]);
+        (verdict.expect("a verdict"), std::cmp::Reverse(held))
+    };
+    assert!(stacks(&leaks).is_sorted_by_key(rank), "{leaks:#}");
 }
 
 #[test]
