@@ -24,7 +24,7 @@ pub enum Verdict {
     Reservation,
     /// It grew, and stopped.
     Plateau,
-    /// One mapping or two; or some while the program started, held, and none after.
+    /// One mapping or two; or what was mapped while the program started, and none after.
     OneOff,
     /// It gives back nearly all.
     Churn,
