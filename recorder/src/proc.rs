@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 
 use maptrail_tracelog::types::{Addr, Pid, Tid};
 
+use crate::sys::attribute;
+
 /// `comm` of a thread.
 #[must_use]
 pub fn comm(tid: Tid) -> String {
@@ -126,7 +128,8 @@ pub fn program(tid: Tid) -> (String, Vec<String>) {
 /// What the program file is, if it should give privileges and this process has not got them.
 #[must_use]
 pub fn without_its_privileges(tid: Tid) -> Option<&'static str> {
-    let meta = fs::metadata(format!("/proc/{tid}/exe")).ok()?;
+    let exe = format!("/proc/{tid}/exe");
+    let meta = fs::metadata(&exe).ok()?;
     let lacks = |bits, key, owner| {
         meta.mode() & bits == bits && effective_id(tid, key).is_some_and(|id| id != owner)
     };
@@ -135,6 +138,10 @@ pub fn without_its_privileges(tid: Tid) -> Option<&'static str> {
         Some("a set-user-ID program")
     } else if lacks(libc::S_ISGID | libc::S_IXGRP, "Gid", meta.gid()) {
         Some("a set-group-ID program")
+    } else if effective_uid(Tid(std::process::id())) != Some(0)
+        && attribute::is_there(&exe, "security.capability")
+    {
+        Some("a program with file capabilities")
     } else {
         None
     }

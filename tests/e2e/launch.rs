@@ -277,6 +277,21 @@ fn privileges_that_the_kernel_withholds_are_said() {
             assert!(!said.contains("privileges"), "{bits:o}, as root: {said}");
         }
     }
+
+    // CAP_NET_RAW, as ping has it (struct vfs_cap_data of linux/capability.h).
+    let script = "import os, struct, sys; os.setxattr(sys.argv[1], 'security.capability', \
+                  struct.pack('<5I', 0x02000001, 1 << 13, 0, 0, 0))";
+    let set = Run::of(command("python3", ["-c", script]).arg(&program));
+    if !set.status.success() {
+        return skip(&format!("no file capabilities here: {}", set.errors()));
+    }
+    let said = record("user=65534", "seccomp");
+    assert!(
+        said.contains("is a program with file capabilities"),
+        "{said}"
+    );
+    let said = record("user=0", "seccomp");
+    assert!(!said.contains("privileges"), "as root: {said}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Each wrapper does one system call (or one dance that only makes sense whole, such as a fork with
 //! its child side) and says what it means when the target dies meanwhile. No policy lives here.
 
+pub mod attribute;
 pub mod memory;
 pub mod open;
 pub mod procmap;

@@ -2,9 +2,9 @@
 //!
 //! The JSON is [`Info`]: `writer`, `host`, `kernel`, `command[]`, `start` (RFC 3339), `events`,
 //! `lost`, `settled`, `complete` (false for a cut or damaged log), `end`, `mechanism`, `window_s`,
-//! `threads`, `spaces`, `checkpoints`, `stops`, `stopped_ns` (time that threads spent stopped, summed
-//! over threads), `held_ns` (for checkpoints), `uncovered[]`, `notes[]`, `health`, and `log_bytes`
-//! with `events`, `stacks`, `modules`, `symbols`, `other`, `total`.
+//! `threads`, `spaces`, `checkpoints`, `stops`, `stopped_ns` (time the recorder spent serving stops),
+//! `held_ns` (for checkpoints), `uncovered[]`, `notes[]`, `health`, and `log_bytes` with `events`,
+//! `stacks`, `modules`, `symbols`, `other`, `total`.
 
 use std::io::{self, Read, Seek, Write};
 
@@ -55,7 +55,7 @@ pub struct Info {
     pub checkpoints: u64,
     /// Ptrace stops; 0 if the log is cut.
     pub stops: u64,
-    /// Time that threads spent in them, nanoseconds, summed over threads.
+    /// Time the recorder spent serving them, nanoseconds; waiting for it comes on top.
     pub stopped_ns: u64,
     /// Time that threads were held for checkpoints, nanoseconds.
     pub held_ns: u64,
@@ -217,7 +217,7 @@ fn facts(info: &Info) -> Table {
     fact(
         "cost",
         format!(
-            "{} stops; threads spent {} in them together{held}",
+            "{} stops; the recorder spent {} serving them{held}",
             count(info.stops),
             seconds(Nanos(info.stopped_ns)),
         ),
