@@ -2,7 +2,7 @@
 
 use maptrail_tracelog::calls::{Abi, Call, Effect};
 use maptrail_tracelog::record::{Body, CallEvent, Look, LookCause, Mechanism, Outcome};
-use maptrail_tracelog::types::{Addr, FileId, Perms, Range, SpaceId, StackId, Stamp, Tid};
+use maptrail_tracelog::types::{Addr, Perms, Range, SpaceId, StackId, Stamp, Tid};
 
 use super::decode::{self, Wanted};
 use super::state::{EVERYWHERE, MemoryCall, Pending, Unseen};
@@ -151,20 +151,8 @@ impl Tracer {
         });
         let ix = thread.ix;
         self.code_gone(space, Some(range));
-        let event = CallEvent {
-            thread: ix,
-            space,
-            call: call.call,
-            abi: call.abi,
-            args: call.args,
-            outcome: Outcome::Returned(0),
-            entry: call.entry,
-            exit: self.stamp(),
-            entry_ns: call.entry_ns,
-            exit_ns: call.entry_ns,
-            stack: call.stack,
-            file: FileId::ANON,
-        };
+        let exit = self.stamp();
+        let event = call.ended(ix, space, Outcome::Returned(0), exit, call.entry_ns);
         self.push_event(event);
     }
 
@@ -204,20 +192,8 @@ impl Tracer {
             return;
         };
         let outcome = Outcome::Returned(stored_result(tid, &call, value));
-        let mut event = CallEvent {
-            thread: ix,
-            space,
-            call: call.call,
-            abi: call.abi,
-            args: call.args,
-            outcome,
-            entry: call.entry,
-            exit: Stamp(0),
-            entry_ns: call.entry_ns,
-            exit_ns: self.now(),
-            stack: call.stack,
-            file: FileId::ANON,
-        };
+        // Its exit stamp comes when what it speaks of is defined.
+        let mut event = call.ended(ix, space, outcome, Stamp(0), self.now());
         let look = match outcome.value() {
             Some(result) => self.succeeded(tid, &mut event, result),
             None => partial_failure(&event),
@@ -424,20 +400,8 @@ impl Tracer {
         let (ix, Some(space)) = (thread.ix, thread.space) else {
             return;
         };
-        let event = CallEvent {
-            thread: ix,
-            space,
-            call: call.call,
-            abi: call.abi,
-            args: call.args,
-            outcome: Outcome::Unfinished,
-            entry: call.entry,
-            exit: self.stamp(),
-            entry_ns: call.entry_ns,
-            exit_ns: self.now(),
-            stack: call.stack,
-            file: FileId::ANON,
-        };
+        let exit = self.stamp();
+        let event = call.ended(ix, space, Outcome::Unfinished, exit, self.now());
         self.push_event(event);
         if let Some(s) = self.spaces.get_mut(&space) {
             s.in_flight = s.in_flight.saturating_sub(1);

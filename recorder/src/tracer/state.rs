@@ -3,8 +3,8 @@
 use std::io;
 
 use maptrail_tracelog::calls::{Abi, Call};
-use maptrail_tracelog::record::SpaceEnd;
-use maptrail_tracelog::types::{Nanos, Pid, Range, SpaceId, StackId, Stamp, ThreadIx, Tid};
+use maptrail_tracelog::record::{CallEvent, Outcome, SpaceEnd};
+use maptrail_tracelog::types::{FileId, Nanos, Pid, Range, SpaceId, StackId, Stamp, ThreadIx, Tid};
 
 use crate::maps::Maps;
 use crate::proc;
@@ -111,6 +111,34 @@ pub struct MemoryCall {
     pub entry_ns: Nanos,
     /// Who made it.
     pub stack: StackId,
+}
+
+impl MemoryCall {
+    /// The call's event.
+    #[must_use]
+    pub fn ended(
+        &self,
+        thread: ThreadIx,
+        space: SpaceId,
+        outcome: Outcome,
+        exit: Stamp,
+        exit_ns: Nanos,
+    ) -> CallEvent {
+        CallEvent {
+            thread,
+            space,
+            call: self.call,
+            abi: self.abi,
+            args: self.args,
+            outcome,
+            entry: self.entry,
+            exit,
+            entry_ns: self.entry_ns,
+            exit_ns,
+            stack: self.stack,
+            file: FileId::ANON,
+        }
+    }
 }
 
 /// One address space.

@@ -252,6 +252,9 @@ fn info_tells_what_a_log_is() {
     assert!(!text.contains("for checkpoints"), "{text}");
     info.held_ns = 2_000_000;
     let text = print(|out| views::info::write_text(out, &info, Screen::PLAIN));
-    assert!(text.contains("serving them, 0.002 s for checkpoints"), "{text}");
+    assert!(
+        text.contains("serving them, 0.002 s for checkpoints"),
+        "{text}"
+    );
     assert!(!text.contains("not covered"), "{text}");
 }
