@@ -105,17 +105,20 @@ pub fn next(block: bool, stops: Stops) -> io::Result<Event> {
     }
 }
 
-/// Takes a peeked stop off the list, so that it is not shown again while the thread is held. Not for signal stops (see the module's head).
-pub fn take(stopped: &Stopped) {
+/// Takes a peeked stop off the list, so that it is not shown again while the thread is held. Not for
+/// signal stops (see the module's head). Returns what was taken: SIGKILL may have woken the thread,
+/// which then stands at its exit, or (`None`) nowhere yet.
+pub fn take(stopped: &Stopped) -> Option<Stop> {
     let mut status = 0;
     // SAFETY: waitpid writes one int. A failure means that the thread died; its death is reported.
-    unsafe {
+    let answer = unsafe {
         libc::waitpid(
             stopped.tid().0 as pid_t,
             &raw mut status,
             libc::__WALL | libc::WNOHANG | libc::WSTOPPED,
-        );
-    }
+        )
+    };
+    (answer > 0 && libc::WIFSTOPPED(status)).then(|| decode(status >> 8))
 }
 
 fn reap(pid: pid_t) -> io::Result<i32> {

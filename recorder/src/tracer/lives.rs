@@ -13,7 +13,7 @@ use crate::tracer::TICK;
 use crate::unwind::AddressMap;
 
 /// How long a thread stays at its exit for the others of its process, nanoseconds.
-const LONGEST_STAY_NS: u64 = 200_000_000;
+const LONGEST_STAY_NS: u64 = 100_000_000;
 const EXIT_GROUP: u64 = 231;
 /// How long a newborn thread waits for its maker's stop, nanoseconds.
 const ORPHAN_NS: u64 = 200_000_000;
@@ -276,7 +276,9 @@ impl Tracer {
             .any(|(tid, t)| t.pid == pid && *tid != but && !t.exiting)
     }
 
-    /// Lets threads go that stayed for others which are gone, or have stayed too long.
+    /// Lets threads go that stayed for others which are gone. Others that SIGKILL woke while they were
+    /// looked at are not seen to exit, and the death of a process's first thread is told last: so
+    /// nobody stays for long.
     pub(super) fn let_stayers_go(&mut self) {
         let now = timer::monotonic_ns();
         let free: Vec<Pid> = self
@@ -289,11 +291,23 @@ impl Tracer {
             .map(|(pid, _)| *pid)
             .collect();
         for pid in free {
-            if let Some(Staying { stopped, how, .. }) = self.staying.remove(&pid) {
-                self.leave_space(stopped.tid(), how);
-                // Killed meanwhile, it is gone already.
-                let _ = self.resume(stopped);
+            let Some(Staying { stopped, how, .. }) = self.staying.remove(&pid) else {
+                continue;
+            };
+            let last = stopped.tid();
+            let others: Vec<Tid> = self
+                .threads
+                .iter()
+                .filter(|(tid, t)| t.pid == pid && **tid != last)
+                .map(|(tid, _)| *tid)
+                .collect();
+            for tid in others {
+                self.abandon_call(tid);
+                self.leave_space(tid, how);
             }
+            self.leave_space(last, how);
+            // Killed meanwhile, it is gone already.
+            let _ = self.resume(stopped);
         }
     }
 

@@ -185,8 +185,13 @@ impl Tracer {
                     break;
                 }
                 Event::Stopped(stopped, stop) => {
-                    self.take(&stopped);
-                    self.put_by(stopped, stop);
+                    let stop = match stops {
+                        Stops::Taken => Some(stop),
+                        Stops::Peeked => wait::take(&stopped),
+                    };
+                    if let Some(stop) = stop {
+                        self.put_by(stopped, stop);
+                    }
                     if self.batch.len() >= BATCH {
                         break;
                     }
@@ -218,7 +223,8 @@ impl Tracer {
     /// The thread will be held: its stop must not be shown again.
     fn take(&self, stopped: &Stopped) {
         if self.stops_are() == Stops::Peeked {
-            wait::take(stopped);
+            // Whatever it stands at by now, it is resumed later.
+            let _ = wait::take(stopped);
         }
     }
 
