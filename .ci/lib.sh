@@ -49,6 +49,7 @@ needs() {
                 command -v javac >/dev/null || missing+=(default-jdk-headless)
                 command -v sqlite3 >/dev/null || missing+=(sqlite3)
                 command -v strace >/dev/null || missing+=(strace)
+                command -v gdb >/dev/null || missing+=(gdb)
                 command -v objdump >/dev/null || missing+=(binutils)
                 command -v taskset >/dev/null || missing+=(util-linux)
                 command -v awk >/dev/null || missing+=(mawk)

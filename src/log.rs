@@ -112,6 +112,17 @@ fn warn_if_cut<R: Read + Seek>(log: &LogReader<R>) {
     ));
 }
 
+/// Says that calls are missing which the recorder made out but could not write.
+pub fn warn_if_lost(events: u64) {
+    if events > 0 {
+        output::warn(&format!(
+            "{} events were lost while this log was written, so sizes may be wrong: `maptrail info` says \
+             more",
+            count(events)
+        ));
+    }
+}
+
 /// Says what was found damaged or not understood while the log was read. To be called at the end.
 pub fn warn_if_damaged<R: Read + Seek>(log: &LogReader<R>) {
     let health = log.health();

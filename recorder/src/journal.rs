@@ -2,7 +2,7 @@
 //! compression and the disk are off the tracer's path.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +31,7 @@ const WAITING_CHUNKS: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Creates the file of a log: readable by its owner only, never through a symbolic link, and never
-/// over an existing file unless `force`.
+/// over an existing file unless `force`. What an existing file holds is still there.
 ///
 /// # Errors
 /// [`Error::Output`].
@@ -42,7 +42,7 @@ pub fn create(path: &Path, force: bool) -> Result<(File, Fresh), Error> {
     let opened = match options.clone().create_new(true).open(path) {
         Ok(file) => Fresh::new(path, &file).map(|fresh| (file, fresh)),
         Err(e) if force && e.kind() == io::ErrorKind::AlreadyExists => {
-            let opened = options.create(true).truncate(true).open(path);
+            let opened = options.create(true).open(path);
             opened.inspect(make_private).map(|file| (file, Fresh(None)))
         }
         Err(e) => Err(e),
@@ -51,6 +51,14 @@ pub fn create(path: &Path, force: bool) -> Result<(File, Fresh), Error> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// Empties a file; a device or a pipe holds nothing.
+pub fn empty(file: &File) -> io::Result<()> {
+    match file.metadata()?.is_file() {
+        true => file.set_len(0),
+        false => Ok(()),
+    }
 }
 
 /// Gives an existing file the mode that a new log has. A device or a pipe is shared on purpose, and
@@ -112,8 +120,10 @@ impl Journal {
     /// Writes the header and starts the writing thread. `start_ns` is the CLOCK_MONOTONIC instant
     /// that the log's times count from.
     pub fn open(file: File, header: &Header, start_ns: u64) -> io::Result<Journal> {
-        let mut log = LogWriter::create(Shrinking::new(file), header)?;
-        log.get_mut().keep();
+        let mut log = LogWriter::create(file, header)?;
+        // A log on stdout may begin behind something else. A pipe has no position.
+        let end = log.get_mut().stream_position().ok();
+        let begin = end.and_then(|end| end.checked_sub(log.bytes_written()));
         let (to_writer, chunks) = sync_channel::<Chunk>(WAITING_CHUNKS);
         let (recycle, empty) = channel();
         let failure = Arc::new(OnceLock::new());
@@ -125,7 +135,7 @@ impl Journal {
             for mut chunk in &chunks {
                 if let Err(error) = log.write_chunk(&chunk) {
                     let _ = failed.set(error.to_string());
-                    log.get_mut().cut_back();
+                    cut_back(&mut log, begin);
                     // What can still be said is the closing summary, if it fits. The tracer has seen
                     // the failure and sends nothing else any more.
                     let mut closing = chunk;
@@ -136,14 +146,12 @@ impl Journal {
                             Err(_) => break,
                         }
                     }
-                    closing.events.clear();
-                    closing.nodes.clear();
+                    only_summary(&mut closing, dropped.load(Ordering::Relaxed));
                     if log.write_chunk(&closing).is_err() {
-                        log.get_mut().cut_back();
+                        cut_back(&mut log, begin);
                     }
                     return;
                 }
-                log.get_mut().keep();
                 chunk.nodes.clear();
                 chunk.records.clear();
                 chunk.events.clear();
@@ -151,7 +159,7 @@ impl Journal {
             }
             if let Err(error) = log.finish() {
                 let _ = failed.set(error.to_string());
-                log.get_mut().cut_back();
+                cut_back(&mut log, begin);
             }
         };
         let writer = std::thread::Builder::new()
@@ -284,45 +292,28 @@ impl Journal {
     }
 }
 
-/// A file that can be cut back to its last good length when a write failed half way.
-struct Shrinking {
-    file: File,
-    good: u64,
-    written: u64,
+/// What a chunk has to say of the recording as a whole, which lost `lost` events. Nothing else may
+/// follow those: it would speak of what they defined.
+fn only_summary(chunk: &mut Chunk, lost: u64) {
+    chunk.events.clear();
+    chunk.nodes.clear();
+    (chunk.records).retain_mut(|record| match &mut record.body {
+        Body::Summary(summary) => {
+            summary.lost = summary.lost.max(lost);
+            true
+        }
+        body => matches!(body, Body::Note(_)),
+    });
 }
 
-impl Shrinking {
-    fn new(file: File) -> Shrinking {
-        Shrinking {
-            file,
-            good: 0,
-            written: 0,
-        }
-    }
-
-    /// All that was written is good.
-    fn keep(&mut self) {
-        self.good = self.written;
-    }
-
-    /// Takes back what was written since. A pipe cannot do that: its reader sees a cut log.
-    fn cut_back(&mut self) {
-        use std::io::Seek;
-        if self.file.set_len(self.good).is_ok() {
-            let _ = self.file.seek(io::SeekFrom::Start(self.good));
-            self.written = self.good;
-        }
-    }
-}
-
-impl Write for Shrinking {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(buf)?;
-        self.written += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+/// Takes back a block that could not be written whole; the log begins at `begin` of its file. A pipe
+/// cannot do that: its reader sees a cut log.
+fn cut_back(log: &mut LogWriter<File>, begin: Option<u64>) {
+    let Some(end) = begin.map(|begin| begin + log.bytes_written()) else {
+        return;
+    };
+    let file = log.get_mut();
+    if file.set_len(end).is_ok() && file.seek(SeekFrom::Start(end)).is_ok() {
+        log.was_cut_back();
     }
 }

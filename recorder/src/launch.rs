@@ -22,7 +22,7 @@ use maptrail_tracelog::types::{ModuleId, PAGE, Pid, Tid};
 
 use crate::error::Error;
 use crate::front::{self, FromTracer, Heard, Report, ToFront};
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::mechanism::{self, filter};
 use crate::proc;
 use crate::sys::spawn::{self, ChildState, SignalState, Start, status};
@@ -33,7 +33,7 @@ use crate::tracer::{self, TICK, Task, Tracer};
 pub struct Options {
     /// The program and its arguments.
     pub command: Vec<OsString>,
-    /// Where the log goes.
+    /// Where the log goes. What a file holds is replaced once the program can be traced.
     pub log: File,
     /// How stops are made; chosen by what the kernel offers if `None`.
     pub mechanism: Option<Mechanism>,
@@ -41,8 +41,9 @@ pub struct Options {
     pub follow_forks: bool,
     /// How long to record; until the program ends if `None`.
     pub window: Option<Duration>,
-    /// The log has standard output: send the program's own to standard error.
-    pub output_to_stderr: bool,
+    /// The log has standard output: nothing there is replaced, and the program's own output goes to
+    /// standard error.
+    pub log_is_stdout: bool,
 }
 
 /// How the program ended.
@@ -156,7 +157,7 @@ fn launch(
             command: &options.command,
             signals: before,
             filter: filter.as_deref(),
-            output_to_stderr: options.output_to_stderr,
+            output_to_stderr: options.log_is_stdout,
             tracer,
         };
         spawn::become_program(&start, at_program, status_end);
@@ -221,8 +222,11 @@ fn trace_program(
     timer::start(TICK).map_err(|e| format!("setitimer: {e}"))?;
     let start_ns = timer::monotonic_ns();
     let header = header(&options, mechanism, start_ns);
-    let journal = Journal::open(options.log, &header, start_ns)
-        .map_err(|e| format!("the log cannot be written: {e}"))?;
+    let unwritten = |e| format!("the log cannot be written: {e}");
+    if !options.log_is_stdout {
+        journal::empty(&options.log).map_err(unwritten)?;
+    }
+    let journal = Journal::open(options.log, &header, start_ns).map_err(unwritten)?;
     let task = Task {
         root,
         front: Pid(nix::unistd::getppid().as_raw() as u32),

@@ -65,7 +65,7 @@ impl Ord for Waiting {
     }
 }
 
-/// Where the effect of a [`Key`] lies in its chunk.
+/// Where an effect lies in its chunk.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Entry(u32),

@@ -108,6 +108,7 @@ impl Args {
 fn judge(log: &mut Log, options: Options) -> anyhow::Result<(Leaks, Report)> {
     let (leaks, world) = leaks(log, options)?;
     let report = Report::new(&leaks, options.by, &world, &mut log::names(log)?);
+    log::warn_if_lost(world.lost);
     Ok((leaks, report))
 }
 

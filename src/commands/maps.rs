@@ -49,6 +49,7 @@ impl Args {
             true => write_json(out, &maps),
             false => maps.write_text(out, screen),
         })?;
+        log::warn_if_lost(world.lost);
         log::warn_if_damaged(&log);
         Ok(ExitCode::SUCCESS)
     }

@@ -126,7 +126,7 @@ impl Args {
             },
             follow_forks: !self.no_follow_forks,
             window: self.window,
-            output_to_stderr: path.is_none(),
+            log_is_stdout: path.is_none(),
         };
         let recorded = maptrail_recorder::record(options, &mut output::warn);
         let recording = recorded.inspect_err(|error| {

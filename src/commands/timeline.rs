@@ -40,6 +40,7 @@ impl Args {
             true => write_json(out, &timeline),
             false => timeline.write_text(out, screen),
         })?;
+        log::warn_if_lost(world.lost);
         log::warn_if_damaged(&log);
         Ok(ExitCode::SUCCESS)
     }

@@ -63,6 +63,7 @@ impl Args {
             true => write_json(out, &life),
             false => life.write_text(out, screen),
         })?;
+        log::warn_if_lost(world.lost);
         log::warn_if_damaged(&log);
         Ok(ExitCode::SUCCESS)
     }

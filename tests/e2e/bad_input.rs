@@ -96,6 +96,11 @@ fn no_log_is_left_of_a_program_that_could_not_be_traced() {
         assert!(said.contains("cannot trace"), "{said}");
         assert!(!inner.exists(), "{options:?}: a log was left behind");
     }
+    let old = dir.path().join("old");
+    std::fs::write(&old, "precious").expect("a file");
+    let forced = recorded(&["--force"], &old, &command("true", [""; 0]));
+    assert_eq!(Recording::of(&forced).run.code(), 2);
+    assert_eq!(std::fs::read_to_string(&old).expect("the file"), "precious");
 }
 
 #[test]

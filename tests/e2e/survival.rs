@@ -187,8 +187,12 @@ fn assert_survived(run: &Run, log: &Path, words: &[&str]) {
     let info = reads(log).expect("a log");
     assert!(number(&info["events"]) > 0, "{info:#}");
     assert_eq!(json(log, &["verify"])["drift_bytes"], 0);
-    let cut = info["complete"] == false || number(&info["lost"]) > 0;
-    assert!(cut, "the log claims to be whole: {info:#}");
+    assert_eq!(info["complete"], false, "{info:#}");
+    assert!(number(&info["lost"]) > 0, "{info:#}");
+    let end = info["end"].as_str().unwrap_or_default();
+    assert!(end.contains("could not be written"), "{info:#}");
+    let leaks = Run::of(maptrail().arg("leaks").arg(log)).errors();
+    assert!(leaks.contains("lost"), "{leaks}");
 }
 
 /// More events than the small outputs below can hold.

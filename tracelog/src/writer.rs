@@ -24,7 +24,8 @@ const NAMES_PER_BLOCK: usize = 4 << 20;
 ///
 /// Each method that writes hands the output one `write_all` per block, so that a recorder that is
 /// killed leaves at most one incomplete block, at the end. After any error the log is good up to the
-/// block before, and the writer refuses to go on: stack ids and offsets would no longer be right.
+/// block before ([`bytes_written`](LogWriter::bytes_written)), and the writer refuses to go on until
+/// the output [is cut back](LogWriter::was_cut_back) to there.
 pub struct LogWriter<W> {
     out: W,
     /// Bytes of the log so far.
@@ -105,9 +106,9 @@ impl<W: Write> LogWriter<W> {
         let Some(first_node) = self.next_node else {
             return Err(invalid("a log that was finished takes no more chunks"));
         };
-        let result = self.write_part(Part::whole(chunk), first_node);
-        self.failed = result.is_err();
-        self.next_node = Some(result?);
+        self.failed = true;
+        self.write_part(Part::whole(chunk), first_node)?;
+        self.failed = false;
         Ok(())
     }
 
@@ -132,6 +133,7 @@ impl<W: Write> LogWriter<W> {
             (self.chunks).encode(part, first_node, self.sequence, &mut self.builder)?;
         self.out.write_all(block)?;
         self.note(header);
+        self.next_node = Some(next_node);
         Ok(next_node)
     }
 
@@ -178,6 +180,12 @@ impl<W: Write> LogWriter<W> {
     #[must_use]
     pub fn bytes_written(&self) -> u64 {
         self.written
+    }
+
+    /// After an error the output was cut back to [`bytes_written`](LogWriter::bytes_written) bytes, and
+    /// stands there: the log may go on. Of the chunk that failed, some blocks may be in it.
+    pub fn was_cut_back(&mut self) {
+        self.failed = false;
     }
 
     /// The output.

@@ -45,7 +45,11 @@ fn gdb(victim: &Victim, tid: nix::unistd::Pid) -> Option<Vec<u64>> {
 
 fn agrees_with_gdb(victim: &Victim, tid: nix::unistd::Pid, stack: &Stack) {
     match gdb(victim, tid) {
-        None => eprintln!("gdb is not installed: not compared"),
+        None => {
+            let in_ci = std::env::var_os("CI").is_some();
+            assert!(!in_ci, "gdb is not installed: nothing was compared");
+            eprintln!("SKIPPED: gdb is not installed, nothing was compared");
+        }
         Some(pcs) => assert_eq!(stack.pcs, pcs, "\n{stack}"),
     }
 }

@@ -1,10 +1,10 @@
 //! `info`: what a log is about, how complete it is, and what the recording cost the target.
 //!
 //! The JSON is [`Info`]: `writer`, `host`, `kernel`, `command[]`, `start` (RFC 3339), `events`,
-//! `lost`, `settled`, `complete` (false for a cut or damaged log), `end`, `mechanism`, `window_s`,
-//! `threads`, `spaces`, `checkpoints`, `stops`, `stopped_ns` (time the recorder spent serving stops),
-//! `held_ns` (for checkpoints), `uncovered[]`, `notes[]`, `health`, and `log_bytes` with `events`,
-//! `stacks`, `modules`, `symbols`, `other`, `total`.
+//! `lost`, `settled`, `complete` (false for a log that is cut or damaged, or lost events), `end`,
+//! `mechanism`, `window_s`, `threads`, `spaces`, `checkpoints`, `stops`, `stopped_ns` (time the
+//! recorder spent serving stops), `held_ns` (for checkpoints), `uncovered[]`, `notes[]`, `health`,
+//! and `log_bytes` with `events`, `stacks`, `modules`, `symbols`, `other`, `total`.
 
 use std::io::{self, Read, Seek, Write};
 
@@ -112,7 +112,7 @@ pub fn gather<R: Read + Seek>(reader: &mut LogReader<R>) -> io::Result<Info> {
     reader.names()?;
     reader.check_other_blocks()?;
     info.health = reader.health();
-    info.complete = info.health.is_complete();
+    info.complete = info.health.is_complete() && info.lost == 0;
     info.log_bytes = reader.log_bytes()?;
     Ok(info)
 }
@@ -192,13 +192,14 @@ fn facts(info: &Info) -> Table {
     let recorder = format!("maptrail {}, mechanism {}", info.writer, info.mechanism);
     fact("recorded by", escaped(&recorder).to_string());
     let lost = count(info.lost);
-    fact(
-        "lost",
-        format!(
+    let lost = match info.end {
+        Some(_) => format!(
             "{lost} events; {} settled while recording, by looking at the kernel",
             count(info.settled)
         ),
-    );
+        None => format!("{lost} events up to the cut, and all that came after it"),
+    };
+    fact("lost", lost);
     fact(
         "followed",
         format!(
@@ -214,14 +215,15 @@ fn facts(info: &Info) -> Table {
         0..SHOWN_NS => String::new(),
         ns => format!(", {} for checkpoints", seconds(Nanos(ns))),
     };
-    fact(
-        "cost",
-        format!(
-            "{} stops; the recorder spent {} serving them{held}",
-            count(info.stops),
-            seconds(Nanos(info.stopped_ns)),
-        ),
-    );
+    // Only the end of a log tells.
+    if info.end.is_some() {
+        let took = seconds(Nanos(info.stopped_ns));
+        let stops = count(info.stops);
+        fact(
+            "cost",
+            format!("{stops} stops; the recorder spent {took} serving them{held}"),
+        );
+    }
     // To say that nothing was missed would read as a proof, which only `verify` has.
     if !info.uncovered.is_empty() {
         fact(

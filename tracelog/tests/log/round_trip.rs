@@ -291,6 +291,29 @@ fn a_full_disk_leaves_the_chunks_before() {
     }
 }
 
+#[test]
+fn a_log_that_was_cut_back_goes_on() {
+    let (written, _) = small_recording();
+    let whole = log(&written, &[]);
+    let mut writer = LogWriter::create(Full(Vec::new(), whole.len() / 2), &header()).unwrap();
+    let good = (written.iter())
+        .take_while(|chunk| writer.write_chunk(chunk).is_ok())
+        .count();
+    assert!(good < written.len());
+
+    let end = writer.bytes_written() as usize;
+    let out = writer.get_mut();
+    out.0.truncate(end);
+    out.1 = usize::MAX;
+    writer.was_cut_back();
+    for chunk in &written[good..] {
+        writer.write_chunk(chunk).unwrap();
+    }
+    writer.finish().unwrap();
+    let bytes = writer.into_inner().0;
+    assert!(bytes == whole, "the failure left a trace");
+}
+
 proptest! {
     #[test]
     fn single_events_come_back(event in generate::event()) {
