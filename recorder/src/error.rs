@@ -9,6 +9,12 @@ pub enum Error {
     /// The program is not there.
     #[error("{0}: no such program; give its path, or check PATH")]
     NotFound(String),
+    /// The program is there, and what must run it is not.
+    #[error(
+        "{0}: the program is there, but the interpreter that it asks for is not; \
+         look at its #! line, or (readelf -l) at the loader that it names"
+    )]
+    NoInterpreter(String),
     /// The program is there and cannot be run.
     #[error("{program}: cannot be run: {source}")]
     NotExecutable {
@@ -62,7 +68,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::NotFound(_) => 127,
+            Error::NotFound(_) | Error::NoInterpreter(_) => 127,
             Error::NotExecutable { .. } => 126,
             _ => 2,
         }

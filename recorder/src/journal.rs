@@ -93,7 +93,10 @@ impl Fresh {
         };
         let not_run = matches!(
             error,
-            Error::NotFound(_) | Error::NotExecutable { .. } | Error::Refused { .. }
+            Error::NotFound(_)
+                | Error::NoInterpreter(_)
+                | Error::NotExecutable { .. }
+                | Error::Refused { .. }
         );
         // The header is written before the program starts, so an empty log says the same.
         if (not_run || meta.len() == 0) && (meta.dev(), meta.ino()) == (dev, inode) {

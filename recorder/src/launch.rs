@@ -422,7 +422,8 @@ impl Front {
                      record with --mechanism syscall"
                 ),
             },
-            (_, libc::ENOENT) => Error::NotFound(program),
+            // It was found before.
+            (_, libc::ENOENT) => Error::NoInterpreter(program),
             _ => Error::NotExecutable { program, source },
         })
     }

@@ -80,6 +80,7 @@ fn no_log_is_left_of_a_program_that_could_not_start() {
     for options in [&[][..], &["--force"], &["--mechanism", "syscall"]] {
         let run = Run::of(&mut recorded(options, &log, &program));
         assert_eq!(run.code(), 127, "{options:?}: {}", run.errors());
+        assert!(run.errors().contains("interpreter"), "{}", run.errors());
         assert!(!log.exists(), "{options:?}: a log was left behind");
     }
 }

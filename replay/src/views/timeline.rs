@@ -100,6 +100,9 @@ impl<'a> Timeline<'a> {
     /// # Errors
     /// Those of the output.
     pub fn write_text(&self, out: &mut dyn Write, screen: Screen) -> io::Result<()> {
+        if self.spaces.is_empty() {
+            return writeln!(out, "Nothing to draw: no program was recorded.");
+        }
         if screen.terminal {
             self.write_plot(out, screen)?;
         } else {

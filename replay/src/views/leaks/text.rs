@@ -42,6 +42,9 @@ impl Report {
         detail: Detail,
     ) -> io::Result<()> {
         let paint = screen.paint();
+        if self.spaces == 0 {
+            return writeln!(out, "Nothing to judge: no program was recorded.");
+        }
         self.write_answer(out, paint)?;
         let in_full = |e: &&Entry| detail == Detail::All || e.verdict == Verdict::Leak;
         for entry in self.stacks.iter().filter(in_full) {
