@@ -18,7 +18,6 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.run() {
         Ok(code) => code,
-        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&error);
             ExitCode::from(fail::USAGE)

@@ -45,27 +45,20 @@ impl Output {
         self.screen
     }
 
-    /// Writes results through `print` and makes sure that they arrive.
+    /// Writes results through `print` and makes sure that they arrive. A reader that has gone, as in
+    /// `| head`, has what it wanted: what the command found out stands all the same.
     ///
     /// # Errors
-    /// If stdout cannot be written; see [`is_closed_pipe`].
+    /// If stdout cannot be written.
     pub fn write(
         &mut self,
         print: impl FnOnce(&mut dyn Write, Screen) -> io::Result<()>,
-    ) -> anyhow::Result<()> {
-        print(&mut self.out, self.screen)?;
-        self.out.flush()?;
-        Ok(())
+    ) -> io::Result<()> {
+        match print(&mut self.out, self.screen).and_then(|()| self.out.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        }
     }
-}
-
-/// Whether an error only says that the reader of our stdout has gone, as `| head` does.
-#[must_use]
-pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let io = cause.downcast_ref::<io::Error>();
-        io.is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
-    })
 }
 
 /// Says on stderr what went wrong, cause after cause.
@@ -80,6 +73,12 @@ pub fn complain(error: &anyhow::Error) {
         }
     }
     say(format_args!("{text}"));
+}
+
+/// Writes results to stderr, for a command whose stdout is not its own.
+pub fn report(print: impl FnOnce(&mut dyn Write, Screen) -> io::Result<()>) {
+    // If stderr is gone there is nobody left to tell.
+    let _ = print(&mut io::stderr(), Screen::PLAIN);
 }
 
 /// Says on stderr how things stand.

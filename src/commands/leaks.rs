@@ -1,6 +1,5 @@
 //! `maptrail leaks`: who holds the memory.
 
-use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,14 +7,13 @@ use std::time::Duration;
 use clap::ValueEnum;
 use maptrail_replay::leaks::{By, Leaks, Options, leaks};
 use maptrail_replay::views::leaks::{Detail, Report};
-use maptrail_replay::views::text::Screen;
 use maptrail_replay::views::write_json;
 use maptrail_tracelog::types::Nanos;
 
 use crate::arguments::parse_duration;
 use crate::fail::FailArgs;
 use crate::log::{self, JsonArg, Log, LogArg};
-use crate::output::Output;
+use crate::output::{self, Output};
 
 /// Name the call stacks whose mappings are never released
 ///
@@ -122,7 +120,7 @@ pub fn check_recorded(path: &Path, fail: &FailArgs) -> anyhow::Result<Option<Exi
     let (leaks, report) = judge(&mut log, Options::default())?;
     let failed = fail.check(&leaks);
     if failed.is_some() {
-        report.write_text(&mut io::stderr(), Screen::PLAIN, Detail::Leaks)?;
+        output::report(|out, screen| report.write_text(out, screen, Detail::Leaks));
     }
     Ok(failed)
 }

@@ -1,7 +1,9 @@
 //! Clear words and the right exit code for what cannot be done, and nothing lost by it.
 
+use std::io::PipeWriter;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Stdio;
 
 use tempfile::TempDir;
 
@@ -272,16 +274,33 @@ fn wrong_usage_gives_2() {
     }
 }
 
+/// The writing end of a pipe that nobody reads.
+fn unread() -> PipeWriter {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer
+}
+
 #[test]
 fn a_closed_pipe_ends_quietly() {
+    // Far more events than fit one write.
     let recording = Recording::of(&victim_command("churn 20000"));
-    for reader in ["events", "leaks", "maps", "info"] {
-        let mut pipe = command("sh", ["-c", "\"$0\" \"$1\" \"$2\" | head -c 1 > /dev/null"]);
-        let run = Run::of(
-            pipe.arg(env!("CARGO_BIN_EXE_maptrail"))
-                .arg(reader)
-                .arg(&recording.log),
-        );
-        assert_eq!(run.errors(), "", "{reader}");
+    for args in READERS {
+        let (name, more) = args.split_first().expect("a command");
+        let mut reader = maptrail();
+        reader.arg(name).arg(&recording.log).args(more);
+        let ended = reader.stdout(unread()).output().expect("maptrail runs");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), &*said), (Some(0), ""), "{args:?}");
     }
+}
+
+#[test]
+fn a_check_fails_although_nobody_reads_why() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let log = dir.path().join("log");
+    let program = victim_command("raw_leak 600 262144 1000");
+    let mut checked = recorded(&["--fail-on", "leak"], &log, &program);
+    let status = checked.stdout(Stdio::null()).stderr(unread()).status();
+    assert_eq!(status.expect("maptrail runs").code(), Some(86));
 }
