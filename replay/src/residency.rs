@@ -1,15 +1,38 @@
-//! Pages in RAM, laid over the regions of a space.
+//! Pages that were looked for in RAM and in swap, laid over the regions of a space.
 
-use maptrail_tracelog::record::Residency;
+use maptrail_tracelog::record::{PageRun, Residency};
 use maptrail_tracelog::types::{Addr, PAGE, Range};
 
 use crate::region::Region;
 use crate::space::Space;
 
-/// The runs of resident pages, ascending.
-pub fn resident_ranges(residency: &Residency) -> impl Iterator<Item = Range> {
+/// What a look at pages found, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Looked at.
+    pub looked_at: u64,
+    /// Of these, in RAM.
+    pub resident: u64,
+    /// Of these, swapped out.
+    pub swapped: u64,
+}
+
+impl Seen {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Seen) -> Seen {
+        Seen {
+            looked_at: self.looked_at.saturating_add(other.looked_at),
+            resident: self.resident.saturating_add(other.resident),
+            swapped: self.swapped.saturating_add(other.swapped),
+        }
+    }
+}
+
+/// Runs of pages as ranges, ascending.
+fn ranges(runs: &[PageRun]) -> impl Iterator<Item = Range> {
     let mut page = 0u64;
-    residency.resident.iter().map(move |run| {
+    runs.iter().map(move |run| {
         let start = page.saturating_add(run.gap);
         page = start.saturating_add(run.pages);
         Range {
@@ -19,15 +42,20 @@ pub fn resident_ranges(residency: &Residency) -> impl Iterator<Item = Range> {
     })
 }
 
-/// Tells of every region of `space`, ascending, how many of its bytes were looked at and how many of
-/// these are resident; regions that were not looked at are left out.
-pub fn by_region(space: &Space, residency: &Residency, mut tell: impl FnMut(&Region, u64, u64)) {
-    let mut looked = Overlay::new(residency.looked_at.iter().copied());
-    let mut resident = Overlay::new(resident_ranges(residency));
+/// Tells of every region of `space`, ascending, what was seen of it; regions that were not looked at
+/// are left out.
+pub fn by_region(space: &Space, residency: &Residency, mut tell: impl FnMut(&Region, Seen)) {
+    let mut looked_at = Overlay::new(residency.looked_at.iter().copied());
+    let mut resident = Overlay::new(ranges(&residency.resident));
+    let mut swapped = Overlay::new(ranges(&residency.swapped));
     for region in space.regions() {
-        let looked_bytes = looked.bytes_in(region.range);
-        if looked_bytes > 0 {
-            tell(region, looked_bytes, resident.bytes_in(region.range));
+        let seen = Seen {
+            looked_at: looked_at.bytes_in(region.range),
+            resident: resident.bytes_in(region.range),
+            swapped: swapped.bytes_in(region.range),
+        };
+        if seen.looked_at > 0 {
+            tell(region, seen);
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::births::Birth;
 use crate::observer::{Judged, Moment, Observer};
 use crate::op::Delta;
 use crate::region::{BirthId, Region};
-use crate::residency;
+use crate::residency::{self, Seen};
 use crate::series::{Buckets, Series};
 use crate::world::World;
 
@@ -35,7 +35,10 @@ pub(super) struct Tally {
     pub committed_bytes: u64,
     /// Whether any of it ever was accessible.
     pub was_accessible: bool,
-    pub resident_bytes: Option<u64>,
+    /// What of it was looked at, and found; `None` if nobody looked.
+    pub seen: Option<Seen>,
+    /// When.
+    seen_at: Stamp,
     pub first: Nanos,
     pub last: Nanos,
     pub held: Series,
@@ -47,6 +50,13 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn first_bucket(&self, buckets: Buckets) -> u32 {
         buckets.of(self.first)
+    }
+
+    /// Whether every held byte was looked at, and none has contents in RAM or in swap.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.seen.is_some_and(|seen| {
+            seen.looked_at >= self.held_bytes && seen.resident == 0 && seen.swapped == 0
+        })
     }
 }
 
@@ -231,10 +241,17 @@ impl Aggregator {
 
     fn released(&mut self, world: &World, moment: &Moment, region: &Region) {
         let bucket = self.buckets.of(moment.at);
-        let Some((tally, _)) = self.tally(world, moment.space, region) else {
+        let Some((tally, birth)) = self.tally(world, moment.space, region) else {
             return;
         };
         tally.released_bytes = tally.released_bytes.saturating_add(region.len());
+        // What was there when somebody looked counts as looked at: for what stays, that is rather too
+        // little than too much.
+        if let Some(seen) = tally.seen.as_mut()
+            && birth.stamp < tally.seen_at
+        {
+            seen.looked_at = seen.looked_at.saturating_sub(region.len());
+        }
         tally.held_bytes = tally.held_bytes.saturating_sub(region.len());
         if region.perms.accessible() {
             tally.committed_bytes = tally.committed_bytes.saturating_sub(region.len());
@@ -258,29 +275,29 @@ impl Aggregator {
         };
     }
 
-    fn residency(&mut self, world: &World, residency: &Residency) {
+    fn residency(&mut self, world: &World, at: Stamp, residency: &Residency) {
         let Some(space) = world.space(residency.space) else {
             return;
         };
         for ((id, _), tally) in &mut self.tallies {
             if *id == residency.space {
-                tally.resident_bytes = None;
+                tally.seen = None;
             }
         }
-        let (mut seen, mut explained) = (0u64, 0u64);
-        residency::by_region(space, residency, |region, _, resident| {
-            seen = seen.saturating_add(resident);
+        let (mut resident, mut explained) = (0u64, 0u64);
+        residency::by_region(space, residency, |region, seen| {
+            resident = resident.saturating_add(seen.resident);
             if let Some((tally, _)) = self.tally(world, residency.space, region) {
-                let known = tally.resident_bytes.unwrap_or(0);
-                tally.resident_bytes = Some(known.saturating_add(resident));
-                explained = explained.saturating_add(resident);
+                tally.seen = Some(tally.seen.unwrap_or_default().and(seen));
+                tally.seen_at = at;
+                explained = explained.saturating_add(seen.resident);
             }
         });
         let start = self.starts.entry(residency.space).or_default();
         start.explained_resident_bytes = explained;
         // What was seen page by page is in RAM, also where the kernel's counters lag behind.
         let last = start.resident.map_or(0, |(_, last)| last);
-        start.sampled(is_exec(world, residency.space), seen.max(last));
+        start.sampled(is_exec(world, residency.space), resident.max(last));
     }
 
     fn rss(&mut self, world: &World, space: SpaceId, sample: &RssSample) {
@@ -333,6 +350,7 @@ impl Aggregator {
                 start.map(|start| Startup::of(start, moment.at, is_loader(world, subject)));
             let (verdict, evidence) =
                 verdict::judge(&tally, &held, self.buckets, end_bucket, startup);
+            let seen = |bytes: fn(Seen) -> u64| tally.seen.map(|seen| bytes(seen).min(held.bytes));
             let row = Row {
                 subject,
                 verdict,
@@ -340,7 +358,9 @@ impl Aggregator {
                 held_bytes: held.bytes,
                 held_mappings: held.mappings,
                 committed_bytes: tally.committed_bytes.min(held.bytes),
-                resident_bytes: tally.resident_bytes.map(|bytes| bytes.min(held.bytes)),
+                looked_at_bytes: seen(|seen| seen.looked_at).unwrap_or(0),
+                resident_bytes: seen(|seen| seen.resident),
+                swapped_bytes: seen(|seen| seen.swapped).unwrap_or(0),
                 mapped_bytes: tally.mapped_bytes,
                 mapped_calls: tally.mapped_calls,
                 released_bytes: tally.released_bytes,
@@ -421,7 +441,7 @@ impl Observer for Aggregator {
     fn record(&mut self, world: &World, record: &Record) {
         match &record.body {
             Body::Rss(space, sample) => self.rss(world, *space, sample),
-            Body::Residency(residency) => self.residency(world, residency),
+            Body::Residency(residency) => self.residency(world, record.stamp, residency),
             _ => {}
         }
     }
@@ -445,6 +465,8 @@ fn merge(row: &mut Row, other: Row) {
     row.held_bytes = sum(row.held_bytes, other.held_bytes);
     row.held_mappings = sum(row.held_mappings, other.held_mappings);
     row.committed_bytes = sum(row.committed_bytes, other.committed_bytes);
+    row.looked_at_bytes = sum(row.looked_at_bytes, other.looked_at_bytes);
+    row.swapped_bytes = sum(row.swapped_bytes, other.swapped_bytes);
     row.resident_bytes = match (row.resident_bytes, other.resident_bytes) {
         (Some(a), Some(b)) => Some(sum(a, b)),
         (a, b) => a.or(b),

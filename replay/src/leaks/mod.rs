@@ -104,8 +104,12 @@ pub struct Row {
     pub held_mappings: u64,
     /// Of the held bytes, those that are accessible.
     pub committed_bytes: u64,
-    /// Of the held bytes, those in RAM when last looked at; `None` if nobody looked.
+    /// Of the held bytes, those whose pages were looked at.
+    pub looked_at_bytes: u64,
+    /// Of these, those in RAM; `None` if nobody looked.
     pub resident_bytes: Option<u64>,
+    /// Of these, those swapped out.
+    pub swapped_bytes: u64,
     /// Bytes mapped, in all.
     pub mapped_bytes: u64,
     /// By so many calls.

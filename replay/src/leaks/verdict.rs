@@ -144,10 +144,10 @@ pub(super) fn judge(
             format!("{mappings} mappings held, none of which was ever accessible"),
         );
     }
-    if tally.resident_bytes == Some(0) {
+    if tally.is_untouched() {
         return (
             Verdict::Reservation,
-            format!("{mappings} mappings held, no page of which is in RAM"),
+            format!("{mappings} mappings held, no page of which is in RAM or in swap"),
         );
     }
     let lows = lows(tally, first, end_bucket);

@@ -116,6 +116,20 @@ fn a_second_is_the_least_that_a_rate_is_told_of() {
 }
 
 #[test]
+fn ram_that_was_not_all_looked_at_is_the_least_there_is() {
+    let mut log = log();
+    let (mut found, world) = leaks(&mut log, Options::default()).expect("a good log");
+    let worst = found.rows.first_mut().expect("a leak");
+    worst.looked_at_bytes = worst.held_bytes / 2;
+    worst.resident_bytes = Some(3 << 20);
+    worst.swapped_bytes = 2 << 20;
+    let report = Report::new(&found, By::Stack, &world, &mut names(&mut log));
+    let printed = print(|out| report.write_text(out, Screen::PLAIN, Detail::Leaks));
+    let words = "  at least 3.0 MiB in RAM and 2.0 MiB in swap  ";
+    assert!(printed.contains(words), "{printed}");
+}
+
+#[test]
 fn rows_that_look_alike_are_one_line() {
     let mut log = log();
     let (mut found, world) = leaks(&mut log, Options::default()).expect("a good log");

@@ -5,7 +5,7 @@ use maptrail_tracelog::calls::Call;
 use maptrail_tracelog::record::{
     Body, ModuleInfo, ModuleKind, Origin, PageRun, Residency, RssSample, StackNode,
 };
-use maptrail_tracelog::types::{FileId, ModuleId, Nanos, PAGE, SpaceId, StackId};
+use maptrail_tracelog::types::{FileId, ModuleId, Nanos, PAGE, Range, SpaceId, StackId};
 
 use crate::log::{Log, MAIN, MAP_ANONYMOUS, MAP_PRIVATE, RW, T1, range, vma};
 
@@ -274,6 +274,61 @@ fn memory_that_is_never_in_ram_is_a_reservation() {
     assert_eq!(growth.committed_bytes, 400 * PAGE as i64);
     assert_eq!(growth.resident_bytes, 100 * PAGE as i64);
     assert_eq!(growth.explained_resident_bytes, 100 * PAGE);
+}
+
+/// A hundred mappings of four pages, and a look at the pages of some.
+fn looked_at(looked_at: Vec<Range>, swapped: Vec<PageRun>) -> Log {
+    let mut log = Log::new(&[]);
+    for i in 0..100 {
+        log.wait_until(Nanos(i * SECOND / 10));
+        log.mmap(at(i), 4);
+    }
+    log.record(Body::Residency(Residency {
+        space: MAIN,
+        looked_at,
+        resident: vec![],
+        swapped,
+    }));
+    log
+}
+
+#[test]
+fn a_look_that_ran_out_of_time_is_no_proof_of_a_reservation() {
+    let log = looked_at(vec![range(BASE, 10 * STRIDE / PAGE)], vec![]);
+    let row = only_row(&log);
+    assert_eq!(row.verdict, Verdict::Leak, "{row:#?}");
+    assert_eq!(
+        (row.looked_at_bytes, row.resident_bytes),
+        (40 * PAGE, Some(0))
+    );
+}
+
+#[test]
+fn what_came_after_the_look_was_not_looked_at() {
+    let everything = vec![range(BASE, 200 * STRIDE / PAGE)];
+    let mut log = looked_at(everything, vec![]);
+    assert_eq!(only_row(&log).verdict, Verdict::Reservation);
+    // As many bytes as before are held, but one mapping is another.
+    log.munmap(at(7), 4);
+    log.mmap(at(100), 4);
+    let row = only_row(&log);
+    assert_eq!(row.verdict, Verdict::Leak, "{row:#?}");
+    assert_eq!(row.looked_at_bytes, 396 * PAGE);
+    // And when that one goes, too, all that is left was looked at.
+    log.munmap(at(100), 4);
+    assert_eq!(only_row(&log).verdict, Verdict::Reservation);
+}
+
+#[test]
+fn swapped_memory_is_no_reservation() {
+    let first = PageRun {
+        gap: BASE / PAGE,
+        pages: 3,
+    };
+    let log = looked_at(vec![range(BASE, 100 * STRIDE / PAGE)], vec![first]);
+    let row = only_row(&log);
+    assert_eq!(row.verdict, Verdict::Leak, "{row:#?}");
+    assert_eq!((row.resident_bytes, row.swapped_bytes), (Some(0), 3 * PAGE));
 }
 
 #[test]

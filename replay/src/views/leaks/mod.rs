@@ -5,8 +5,9 @@
 //! `reserved_bytes`, `committed_bytes`, `resident_bytes` and `explained_resident_bytes`, `leaked_bytes` and `leak_rows` (the stacks whose verdict is `leak`, all
 //! together), `rows_left_out` (by `--top`), `by` (what the rows are about: `stack`, `module`, `thread`
 //! or `kind`), and `stacks[]`, worst first: `verdict`, `evidence` (why, in words), `held_bytes`,
-//! `held_mappings`, `committed_bytes` (of the held ones), `resident_bytes` (likewise; `null` if nobody
-//! looked), `mapped_bytes`, `mapped_calls`, `released_bytes`, `growth_bytes_per_min`, `first_s`,
+//! `held_mappings`, `committed_bytes` (of the held ones), `looked_at_bytes` (of the held ones, those
+//! whose pages were looked at), `resident_bytes` (of these, in RAM; `null` if nobody looked),
+//! `swapped_bytes` (of these), `mapped_bytes`, `mapped_calls`, `released_bytes`, `growth_bytes_per_min`, `first_s`,
 //! `last_s`, `median_bytes`, `spaces`, `label` (one name for it all), `stack` (the log's id, `null`
 //! unless `by` is `stack`) and `frames[]`, innermost first: `function`, `module`, `file`, `line`,
 //! `offset` (hex string), `near`, `inlined`, `guessed`, `truncated`.
@@ -43,7 +44,9 @@ struct Entry {
     held_bytes: u64,
     held_mappings: u64,
     committed_bytes: u64,
+    looked_at_bytes: u64,
     resident_bytes: Option<u64>,
+    swapped_bytes: u64,
     mapped_bytes: u64,
     mapped_calls: u64,
     released_bytes: u64,
@@ -94,8 +97,10 @@ impl Entry {
             held_bytes: row.held_bytes,
             held_mappings: row.held_mappings,
             committed_bytes: row.committed_bytes,
+            looked_at_bytes: row.looked_at_bytes,
             // Of nothing, nothing is in RAM, whether anybody looked or not.
             resident_bytes: row.resident_bytes.or((row.held_bytes == 0).then_some(0)),
+            swapped_bytes: row.swapped_bytes,
             mapped_bytes: row.mapped_bytes,
             mapped_calls: row.mapped_calls,
             released_bytes: row.released_bytes,

@@ -274,11 +274,24 @@ impl Entry {
             true => rate(self.growth_bytes_per_min),
             false => format!("+{} in {}", size(self.held_bytes), self.span()),
         };
-        let resident = match self.resident_bytes {
-            Some(bytes) => format!("{} in RAM", size(bytes)),
-            None => "RAM not looked at".to_owned(),
+        format!("{}  {grown}  {}", self.times(), self.ram())
+    }
+
+    /// What is known of the pages held.
+    fn ram(&self) -> String {
+        let Some(resident) = self.resident_bytes else {
+            return "RAM not looked at".to_owned();
         };
-        format!("{}  {grown}  {resident}", self.times())
+        let least = if self.looked_at_bytes < self.held_bytes {
+            "at least "
+        } else {
+            ""
+        };
+        let swapped = match self.swapped_bytes {
+            0 => String::new(),
+            bytes => format!(" and {} in swap", size(bytes)),
+        };
+        format!("{least}{} in RAM{swapped}", size(resident))
     }
 
     fn is_rated(&self) -> bool {
