@@ -18,6 +18,8 @@ use crate::op::Delta;
 use crate::region::{BirthId, Region};
 use crate::residency::{self, Seen};
 use crate::series::{Buckets, Series};
+// Numbers in a sentence, which is all that is known of views here.
+use crate::views::text::{count, seconds};
 use crate::world::World;
 
 /// How finely time is cut for verdicts and growth.
@@ -348,8 +350,13 @@ impl Aggregator {
             let held = survivors.remove(&subject).unwrap_or_default();
             let startup =
                 start.map(|start| Startup::of(start, moment.at, is_loader(world, subject)));
-            let (verdict, evidence) =
+            let (verdict, mut evidence) =
                 verdict::judge(&tally, &held, self.buckets, end_bucket, startup);
+            if held.young_mappings > 0 {
+                let young = count(held.young_mappings);
+                let age = seconds(self.options.min_age);
+                evidence += &format!("; {young} younger than {age} left out");
+            }
             let seen = |bytes: fn(Seen) -> u64| tally.seen.map(|seen| bytes(seen).min(held.bytes));
             let row = Row {
                 subject,
@@ -357,6 +364,8 @@ impl Aggregator {
                 evidence,
                 held_bytes: held.bytes,
                 held_mappings: held.mappings,
+                young_bytes: held.young_bytes,
+                young_mappings: held.young_mappings,
                 committed_bytes: tally.committed_bytes.min(held.bytes),
                 looked_at_bytes: seen(|seen| seen.looked_at).unwrap_or(0),
                 resident_bytes: seen(|seen| seen.resident),
@@ -396,7 +405,7 @@ impl Aggregator {
                 continue;
             };
             let age = moment.at.0.saturating_sub(birth.at.0);
-            if birth.space != moment.space || age < self.options.min_age.0 {
+            if birth.space != moment.space {
                 continue;
             }
             let subject = self.subject(world, &birth, &region);
@@ -404,6 +413,11 @@ impl Aggregator {
                 continue;
             };
             let held = survivors.entry(subject).or_default();
+            if age < self.options.min_age.0 {
+                held.young_mappings += 1;
+                held.young_bytes = held.young_bytes.saturating_add(birth.live_bytes);
+                continue;
+            }
             held.mappings += 1;
             held.bytes = held.bytes.saturating_add(birth.live_bytes);
             let since = u128::from(birth.at.0.saturating_sub(tally.first.0));
@@ -464,6 +478,8 @@ fn merge(row: &mut Row, other: Row) {
     let sum = u64::saturating_add;
     row.held_bytes = sum(row.held_bytes, other.held_bytes);
     row.held_mappings = sum(row.held_mappings, other.held_mappings);
+    row.young_bytes = sum(row.young_bytes, other.young_bytes);
+    row.young_mappings = sum(row.young_mappings, other.young_mappings);
     row.committed_bytes = sum(row.committed_bytes, other.committed_bytes);
     row.looked_at_bytes = sum(row.looked_at_bytes, other.looked_at_bytes);
     row.swapped_bytes = sum(row.swapped_bytes, other.swapped_bytes);

@@ -98,10 +98,14 @@ pub struct Row {
     pub verdict: Verdict,
     /// Why, in one line.
     pub evidence: String,
-    /// Bytes born inside the window that are still mapped at their space's end.
+    /// Bytes born inside the window that are still mapped at their space's end, without the young ones.
     pub held_bytes: u64,
     /// The calls that these bytes were born by.
     pub held_mappings: u64,
+    /// Bytes still mapped, too, and younger than [`Options::min_age`].
+    pub young_bytes: u64,
+    /// The calls that these were born by.
+    pub young_mappings: u64,
     /// Of the held bytes, those that are accessible.
     pub committed_bytes: u64,
     /// Of the held bytes, those whose pages were looked at.

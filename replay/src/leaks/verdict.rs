@@ -57,7 +57,7 @@ const STILL_SHARE: f64 = 0.05;
 /// Holding less than this share of what it mapped is giving back nearly all.
 const CHURN_SHARE: f64 = 0.1;
 
-/// What is held at the end, by age.
+/// What is there at the end, by age.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Survivors {
     /// Mappings.
@@ -66,6 +66,10 @@ pub(super) struct Survivors {
     pub bytes: u64,
     /// Mappings by the part of the time in which they were born, oldest first.
     pub by_part: [u64; PARTS],
+    /// Mappings that are there, too, and left out of all these for their age.
+    pub young_mappings: u64,
+    /// Their bytes.
+    pub young_bytes: u64,
 }
 
 /// A program's start is this part of its life, but no longer than [`STARTUP_MAX`].
@@ -117,14 +121,15 @@ pub(super) fn judge(
     let span_s = seconds(end_bucket.saturating_sub(first) + 1);
     let calls = count(tally.mapped_calls);
     let mappings = count(held.mappings);
-    if held.mappings == 0 && tally.mapped_calls > 2 {
+    let not_released = held.mappings + held.young_mappings;
+    if not_released == 0 && tally.mapped_calls > 2 {
         return (
             Verdict::Churn,
             format!("all of its {calls} mappings were given back"),
         );
     }
     if tally.mapped_calls <= 2 {
-        let words = match (tally.mapped_calls, held.mappings) {
+        let words = match (tally.mapped_calls, not_released) {
             (1, 0) => "one mapping, given back".to_owned(),
             (1, _) => "one mapping, held".to_owned(),
             (_, held) => format!("{calls} mappings, {held} held"),
@@ -151,7 +156,7 @@ pub(super) fn judge(
         );
     }
     let lows = lows(tally, first, end_bucket);
-    let share = held.bytes as f64 / tally.mapped_bytes.max(1) as f64;
+    let share = tally.held_bytes as f64 / tally.mapped_bytes.max(1) as f64;
     if let Some(why_not) = why_no_leak(held, &lows) {
         if share <= CHURN_SHARE {
             return (

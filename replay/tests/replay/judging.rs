@@ -434,7 +434,49 @@ fn young_mappings_can_be_left_out() {
         ..Options::default()
     };
     let answer = ask(&log, options);
-    assert_eq!(row_of(&answer, 1).held_mappings, 5);
+    let row = row_of(&answer, 1);
+    assert_eq!((row.held_mappings, row.young_mappings), (5, 5));
+}
+
+#[test]
+fn young_mappings_that_are_left_out_were_not_given_back() {
+    let mut log = Log::new(&[]);
+    for i in 0..60 {
+        log.wait_until(Nanos(i * SECOND));
+        log.stack = StackId(1);
+        log.mmap(at(i), 4);
+        // A stack that does give back, but for its last mapping.
+        log.stack = StackId(2);
+        log.mmap(at(100 + i), 4);
+        if i < 59 {
+            log.munmap(at(100 + i), 4);
+        }
+    }
+    log.stack = StackId(3);
+    log.mmap(at(200), 4);
+    close(&mut log, 60 * SECOND);
+    let options = Options {
+        min_age: Nanos(61 * SECOND),
+        ..Options::default()
+    };
+    let answer = ask(&log, options);
+    let held = row_of(&answer, 1);
+    assert_eq!(held.verdict, Verdict::Undecided, "{held:#?}");
+    assert_eq!((held.held_mappings, held.held_bytes), (0, 0));
+    assert_eq!(
+        (held.young_mappings, held.young_bytes, held.released_bytes),
+        (60, 240 * PAGE, 0)
+    );
+    let words = "; 60 younger than 61.0 s left out";
+    assert!(held.evidence.ends_with(words), "{}", held.evidence);
+    let churn = row_of(&answer, 2);
+    assert_eq!(churn.verdict, Verdict::Churn, "{churn:#?}");
+    assert!(churn.evidence.starts_with("98.3 %"), "{}", churn.evidence);
+    let one = row_of(&answer, 3);
+    assert_eq!(
+        one.evidence,
+        "one mapping, held; 1 younger than 61.0 s left out"
+    );
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! `reserved_bytes`, `committed_bytes`, `resident_bytes` and `explained_resident_bytes`, `leaked_bytes` and `leak_rows` (the stacks whose verdict is `leak`, all
 //! together), `rows_left_out` (by `--top`), `by` (what the rows are about: `stack`, `module`, `thread`
 //! or `kind`), and `stacks[]`, worst first: `verdict`, `evidence` (why, in words), `held_bytes`,
-//! `held_mappings`, `committed_bytes` (of the held ones), `looked_at_bytes` (of the held ones, those
+//! `held_mappings`, `young_bytes` and `young_mappings` (still there, and left out by `--min-age`),
+//! `committed_bytes` (of the held ones), `looked_at_bytes` (of the held ones, those
 //! whose pages were looked at), `resident_bytes` (of these, in RAM; `null` if nobody looked),
 //! `swapped_bytes` (of these), `mapped_bytes`, `mapped_calls`, `released_bytes`, `growth_bytes_per_min`, `first_s`,
 //! `last_s`, `median_bytes`, `spaces`, `label` (one name for it all), `stack` (the log's id, `null`
@@ -43,6 +44,8 @@ struct Entry {
     evidence: String,
     held_bytes: u64,
     held_mappings: u64,
+    young_bytes: u64,
+    young_mappings: u64,
     committed_bytes: u64,
     looked_at_bytes: u64,
     resident_bytes: Option<u64>,
@@ -96,6 +99,8 @@ impl Entry {
             evidence: row.evidence.clone(),
             held_bytes: row.held_bytes,
             held_mappings: row.held_mappings,
+            young_bytes: row.young_bytes,
+            young_mappings: row.young_mappings,
             committed_bytes: row.committed_bytes,
             looked_at_bytes: row.looked_at_bytes,
             // Of nothing, nothing is in RAM, whether anybody looked or not.
