@@ -150,39 +150,14 @@ impl Aggregator {
     /// The answer, when the replay is over.
     #[must_use]
     pub fn finish(self) -> Leaks {
-        let mut rows: Vec<Row> = self.rows.into_values().collect();
-        rows.sort_by(|a, b| {
-            (a.verdict.cmp(&b.verdict))
-                .then(b.held_bytes.cmp(&a.held_bytes))
-                .then(b.growth_bytes_per_min.total_cmp(&a.growth_bytes_per_min))
-                .then(b.mapped_bytes.cmp(&a.mapped_bytes))
-                .then(a.subject.cmp(&b.subject))
-        });
-        let leaks = || {
-            rows.iter()
-                .filter(|row| row.verdict == verdict::Verdict::Leak)
-        };
-        let leaked_bytes = leaks()
-            .map(|row| row.held_bytes)
-            .fold(0, u64::saturating_add);
-        let leak_rows = leaks().count();
         let mut growth = self.growth;
         // New pages that took the place of old ones are no growth: more than all of it is not explained.
         if growth.resident_bytes > 0 {
             let all = growth.resident_bytes.unsigned_abs();
             growth.explained_resident_bytes = growth.explained_resident_bytes.min(all);
         }
-        let shown = self.options.top.unwrap_or(usize::MAX).min(rows.len());
-        let rows_left_out = rows.len() - shown;
-        rows.truncate(shown);
-        Leaks {
-            window_s: self.last.as_secs_f64(),
-            growth,
-            rows,
-            rows_left_out,
-            leaked_bytes,
-            leak_rows,
-        }
+        let rows = self.rows.into_values().collect();
+        Leaks::new(self.last.as_secs_f64(), growth, rows, self.options.top)
     }
 
     fn subject(&mut self, world: &World, birth: &Birth, region: &Region) -> Subject {

@@ -149,6 +149,44 @@ pub struct Leaks {
     pub leaked_bytes: u64,
     /// Rows whose verdict is `leak`, also of those left out.
     pub leak_rows: usize,
+    /// Held bytes of all rows whose verdict is `undecided`, also of those left out.
+    pub undecided_bytes: u64,
+    /// Rows whose verdict is `undecided`, also of those left out.
+    pub undecided_rows: usize,
+}
+
+impl Leaks {
+    /// Of these rows, in any order, the worst `top` are shown, and all are added up.
+    #[must_use]
+    pub fn new(window_s: f64, growth: Growth, mut rows: Vec<Row>, top: Option<usize>) -> Leaks {
+        rows.sort_by(|a, b| {
+            (a.verdict.cmp(&b.verdict))
+                .then(b.held_bytes.cmp(&a.held_bytes))
+                .then(b.growth_bytes_per_min.total_cmp(&a.growth_bytes_per_min))
+                .then(b.mapped_bytes.cmp(&a.mapped_bytes))
+                .then(a.subject.cmp(&b.subject))
+        });
+        let of = |verdict| {
+            let rows = rows.iter().filter(move |row| row.verdict == verdict);
+            let held = rows.clone().map(|row| row.held_bytes);
+            (held.fold(0, u64::saturating_add), rows.count())
+        };
+        let (leaked_bytes, leak_rows) = of(Verdict::Leak);
+        let (undecided_bytes, undecided_rows) = of(Verdict::Undecided);
+        let shown = top.unwrap_or(usize::MAX).min(rows.len());
+        let rows_left_out = rows.len() - shown;
+        rows.truncate(shown);
+        Leaks {
+            window_s,
+            growth,
+            rows,
+            rows_left_out,
+            leaked_bytes,
+            leak_rows,
+            undecided_bytes,
+            undecided_rows,
+        }
+    }
 }
 
 /// Replays a log and judges its stacks.

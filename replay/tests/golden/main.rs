@@ -8,7 +8,7 @@ use std::io::{Cursor, Write};
 use std::path::PathBuf;
 
 use maptrail_replay::check::verify;
-use maptrail_replay::leaks::{By, Options, leaks};
+use maptrail_replay::leaks::{By, Leaks, Options, Row, Verdict, leaks};
 use maptrail_replay::maps_at::maps_at;
 use maptrail_replay::replay::replay;
 use maptrail_replay::symbols::Names;
@@ -130,9 +130,57 @@ fn ram_that_was_not_all_looked_at_is_the_least_there_is() {
 }
 
 #[test]
-fn rows_that_look_alike_are_one_line() {
+fn what_top_leaves_out_is_judged_all_the_same() {
+    let text = |change: fn(&mut Vec<Row>), top| {
+        let mut log = log();
+        let (mut found, world) = leaks(&mut log, Options::default()).expect("a good log");
+        change(&mut found.rows);
+        let found = Leaks::new(found.window_s, found.growth, found.rows, top);
+        let report = Report::new(&found, By::Stack, &world, &mut names(&mut log));
+        print(|out| report.write_text(out, Screen::PLAIN, Detail::All))
+    };
+    let printed = text(|_| {}, Some(0));
+    assert!(
+        printed.starts_with("Leak: 1 stack holds 60.0 MiB.\n"),
+        "{printed}"
+    );
+    let undecided: fn(&mut Vec<Row>) = |rows| {
+        rows.iter_mut()
+            .for_each(|row| row.verdict = Verdict::Undecided);
+    };
+    for top in [None, Some(1), Some(0)] {
+        let printed = text(undecided, top);
+        assert!(printed.starts_with("No leak found"), "{printed}");
+        let words = "\n3 stacks are undecided and hold 61.0 MiB: ";
+        assert!(printed.contains(words), "{printed}");
+    }
+}
+
+#[test]
+fn a_leak_explains_no_growth_where_there_is_none() {
     let mut log = log();
     let (mut found, world) = leaks(&mut log, Options::default()).expect("a good log");
+    for (reserved, words) in [
+        (
+            -(20 << 20),
+            "shrank by 20.0 MiB (+61.0 MiB accessible, +59.0 MiB in RAM).\n",
+        ),
+        (
+            0,
+            "did not grow (+61.0 MiB accessible, +59.0 MiB in RAM).\n",
+        ),
+    ] {
+        found.growth.reserved_bytes = reserved;
+        let report = Report::new(&found, By::Stack, &world, &mut names(&mut log));
+        let printed = print(|out| report.write_text(out, Screen::PLAIN, Detail::Leaks));
+        assert!(printed.contains(words), "{printed}");
+    }
+}
+
+#[test]
+fn rows_that_look_alike_are_one_line() {
+    let mut log = log();
+    let (found, world) = leaks(&mut log, Options::default()).expect("a good log");
     let [leak, plateau, _] = &found.rows[..] else {
         panic!("{found:#?}");
     };
@@ -141,8 +189,8 @@ fn rows_that_look_alike_are_one_line() {
     let mut other = leak.clone();
     other.verdict = plateau.verdict;
     other.held_bytes = plateau.held_bytes * 3 / 2;
-    found.rows = vec![other, plateau.clone(), twin];
-    found.leak_rows = 0;
+    let rows = vec![other, plateau.clone(), twin];
+    let found = Leaks::new(found.window_s, found.growth, rows, None);
     let report = Report::new(&found, By::Stack, &world, &mut names(&mut log));
     let printed = print(|out| report.write_text(out, Screen::PLAIN, Detail::Leaks));
     let lines: Vec<&str> = printed.lines().skip(4).collect();

@@ -3,7 +3,7 @@
 //! # JSON
 //! `window_s`, `spaces` (how many address spaces there were), `growth` (all of them together) with
 //! `reserved_bytes`, `committed_bytes`, `resident_bytes` and `explained_resident_bytes`, `leaked_bytes` and `leak_rows` (the stacks whose verdict is `leak`, all
-//! together), `rows_left_out` (by `--top`), `by` (what the rows are about: `stack`, `module`, `thread`
+//! together), `undecided_bytes` and `undecided_rows` (likewise), `rows_left_out` (by `--top`), `by` (what the rows are about: `stack`, `module`, `thread`
 //! or `kind`), and `stacks[]`, worst first: `verdict`, `evidence` (why, in words), `held_bytes`,
 //! `held_mappings`, `young_bytes` and `young_mappings` (still there, and left out by `--min-age`),
 //! `committed_bytes` (of the held ones), `looked_at_bytes` (of the held ones, those
@@ -32,6 +32,8 @@ pub struct Report {
     growth: Growth,
     leaked_bytes: u64,
     leak_rows: usize,
+    undecided_bytes: u64,
+    undecided_rows: usize,
     rows_left_out: usize,
     by: &'static str,
     stacks: Vec<Entry>,
@@ -74,6 +76,8 @@ impl Report {
             growth: leaks.growth,
             leaked_bytes: leaks.leaked_bytes,
             leak_rows: leaks.leak_rows,
+            undecided_bytes: leaks.undecided_bytes,
+            undecided_rows: leaks.undecided_rows,
             rows_left_out: leaks.rows_left_out,
             by: match by {
                 By::Stack => "stack",

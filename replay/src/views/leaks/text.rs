@@ -10,7 +10,7 @@ use super::{Entry, Report};
 use crate::leaks::Verdict;
 use crate::views::stack::write_stack;
 use crate::views::text::{
-    Paint, Screen, Table, Tone, count, escaped, percent, rate, seconds, signed_size, size,
+    Paint, Screen, Table, Tone, count, escaped, percent, plural, rate, seconds, signed_size, size,
 };
 use maptrail_tracelog::types::Nanos;
 
@@ -81,64 +81,71 @@ impl Report {
             "{grew} ({} accessible{ram})",
             signed_size(growth.committed_bytes)
         );
-        let leak = self.stacks.first().filter(|e| e.verdict == Verdict::Leak);
-        let Some(worst) = leak else {
+        if self.leak_rows == 0 {
             let answer = format!("No leak found in {window}.");
             writeln!(out, "{}", paint.tone(Tone::Good, answer))?;
             writeln!(out, "{grew}.")?;
             return self.write_doubts(out, paint);
+        }
+        // The worst comes first; there may be none to show, by `--top 0`.
+        let worst = self.stacks.first();
+        let answer = match worst {
+            Some(worst) => format!(
+                "Leak: {} holds {} in {}, and {}.",
+                escaped(&worst.label),
+                size(worst.held_bytes),
+                worst.mappings(),
+                worst.pace(),
+            ),
+            None => {
+                let verb = if self.leak_rows == 1 { "holds" } else { "hold" };
+                let rows = self.rows(self.leak_rows, "");
+                format!("Leak: {rows} {verb} {}.", size(self.leaked_bytes))
+            }
         };
-        let answer = format!(
-            "Leak: {} holds {} in {}, and {}.",
-            escaped(&worst.label),
-            size(worst.held_bytes),
-            worst.mappings(),
-            worst.pace(),
-        );
         writeln!(out, "{}", paint.tone(Tone::Bad, answer))?;
-        let explained = match u64::try_from(growth.reserved_bytes) {
-            Ok(grown) if worst.held_bytes < grown => percent(worst.held_bytes, grown),
-            _ => "all".to_owned(),
+        let Some(worst) = worst else {
+            return writeln!(out, "{grew}.");
         };
-        writeln!(out, "{grew}; this {} explains {explained} of it.", self.by)?;
-        let others = self.leak_rows.saturating_sub(1);
+        match u64::try_from(growth.reserved_bytes) {
+            Ok(grown) if grown > 0 => {
+                let explained = match worst.held_bytes < grown {
+                    true => percent(worst.held_bytes, grown),
+                    false => "all".to_owned(),
+                };
+                writeln!(out, "{grew}; this {} explains {explained} of it.", self.by)?;
+            }
+            _ => writeln!(out, "{grew}.")?,
+        }
+        let others = self.leak_rows - 1;
         if others > 0 {
             let held = size(self.leaked_bytes.saturating_sub(worst.held_bytes));
-            let (s, verb) = if others == 1 {
-                ("", "leaks")
-            } else {
-                ("s", "leak")
-            };
-            writeln!(
-                out,
-                "{others} other {}{s} {verb} too: {held} together.",
-                self.by
-            )?;
+            let verb = if others == 1 { "leaks" } else { "leak" };
+            let others = self.rows(others, "other ");
+            writeln!(out, "{others} {verb} too: {held} together.")?;
         }
         Ok(())
     }
 
     fn write_doubts(&self, out: &mut dyn Write, paint: Paint) -> io::Result<()> {
-        let doubtful = || {
-            self.stacks
-                .iter()
-                .filter(|e| e.verdict == Verdict::Undecided)
+        let (n, held) = (self.undecided_rows, size(self.undecided_bytes));
+        let verbs = match n {
+            0 => return Ok(()),
+            1 => ("is", "holds"),
+            _ => ("are", "hold"),
         };
-        let n = doubtful().count();
-        if n == 0 {
-            return Ok(());
-        }
-        let held: u64 = doubtful()
-            .map(|e| e.held_bytes)
-            .fold(0, u64::saturating_add);
-        let (s, verb) = if n == 1 { ("", "is") } else { ("s", "are") };
         let doubt = format!(
-            "{n} {}{s} {verb} undecided and {} {}: a longer recording would tell.",
-            self.by,
-            if n == 1 { "holds" } else { "hold" },
-            size(held)
+            "{} {} undecided and {} {held}: a longer recording would tell.",
+            self.rows(n, ""),
+            verbs.0,
+            verbs.1
         );
         writeln!(out, "{}", paint.tone(Tone::Doubtful, doubt))
+    }
+
+    /// `3 other stacks`.
+    fn rows(&self, n: usize, which: &str) -> String {
+        format!("{n} {which}{}{}", self.by, plural(n as u64))
     }
 
     fn write_folded(
