@@ -196,7 +196,8 @@ impl Aggregator {
         Some((tally, birth))
     }
 
-    fn gained(&mut self, world: &World, moment: &Moment, region: &Region) {
+    /// Memory came: its call made it, or, `by_kernel`, that call's stack has grown.
+    fn gained(&mut self, world: &World, moment: &Moment, region: &Region, by_kernel: bool) {
         let bucket = self.buckets.of(moment.at);
         let Some((tally, birth)) = self.tally(world, moment.space, region) else {
             return;
@@ -207,7 +208,7 @@ impl Aggregator {
             tally.was_accessible = true;
             tally.committed_bytes = tally.committed_bytes.saturating_add(region.len());
         }
-        if tally.mapped_calls == 0 || tally.last_call != birth.stamp {
+        if !by_kernel && (tally.mapped_calls == 0 || tally.last_call != birth.stamp) {
             tally.last_call = birth.stamp;
             tally.mapped_calls += 1;
             tally.last = tally.last.max(birth.at);
@@ -409,11 +410,12 @@ impl Aggregator {
 impl Observer for Aggregator {
     fn change(&mut self, world: &World, moment: &Moment, delta: &Delta) {
         match delta {
-            Delta::Gained(region) => self.gained(world, moment, region),
+            Delta::Gained(region) => self.gained(world, moment, region, false),
+            Delta::Grown(region) => self.gained(world, moment, region, true),
             Delta::Released(region) => self.released(world, moment, region),
             Delta::Changed { before, after } => self.changed(world, moment, before, after),
-            // A move neither makes nor gives back; what the kernel grew, no call made.
-            Delta::Lifted(_) | Delta::Landed { .. } | Delta::Grown(_) => {}
+            // A move neither makes nor gives back.
+            Delta::Lifted(_) | Delta::Landed { .. } => {}
         }
     }
 

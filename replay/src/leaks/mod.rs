@@ -114,7 +114,7 @@ pub struct Row {
     pub resident_bytes: Option<u64>,
     /// Of these, those swapped out.
     pub swapped_bytes: u64,
-    /// Bytes mapped, in all.
+    /// Bytes mapped, in all; stacks as large as they were seen to grow.
     pub mapped_bytes: u64,
     /// By so many calls.
     pub mapped_calls: u64,

@@ -7,7 +7,7 @@ use maptrail_tracelog::record::{
 };
 use maptrail_tracelog::types::{FileId, ModuleId, Nanos, PAGE, Range, SpaceId, StackId};
 
-use crate::log::{Log, MAIN, MAP_ANONYMOUS, MAP_PRIVATE, RW, T1, range, vma};
+use crate::log::{Log, MAIN, MAP_ANONYMOUS, MAP_GROWSDOWN, MAP_PRIVATE, RW, T1, range, vma};
 
 const BASE: u64 = 0x1_0000_0000;
 const SECOND: u64 = 1_000_000_000;
@@ -360,6 +360,27 @@ fn alignment_trimming_is_neither_churn_nor_a_greater_leak() {
     let row = only_row(&log);
     assert_eq!(row.verdict, Verdict::Leak, "{row:#?}");
     assert_eq!((row.held_mappings, row.held_bytes), (100, 1600 * PAGE));
+}
+
+#[test]
+fn pages_that_the_kernel_grew_count_when_they_come_and_when_they_go() {
+    let mut log = Log::new(&[]);
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN;
+    log.call(Call::Mmap, &[0, PAGE, RW, flags, u64::MAX, 0], at(1));
+    log.mmap(at(2), 1);
+    // A call that succeeds on all of it proves that it has grown by 64 pages.
+    let bottom = at(1) - 64 * PAGE;
+    log.call(Call::Mprotect, &[bottom, 65 * PAGE, 1], 0);
+    let held = only_row(&log);
+    assert_eq!((held.mapped_bytes, held.held_bytes), (66 * PAGE, 66 * PAGE));
+    assert_eq!((held.mapped_calls, held.released_bytes), (2, 0));
+    log.munmap(bottom, 65);
+    let row = only_row(&log);
+    assert_eq!(
+        (row.mapped_bytes, row.released_bytes),
+        (66 * PAGE, 65 * PAGE)
+    );
+    assert_eq!((row.held_mappings, row.held_bytes), (1, PAGE));
 }
 
 #[test]
