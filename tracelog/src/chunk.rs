@@ -5,8 +5,8 @@
 use std::io;
 
 use crate::block::{BlockHeader, HAS_CHECKPOINT, HAS_SUMMARY, kind};
-use crate::columns::{MAX_NODES, NodeEncoder, decode_nodes};
-use crate::events::{EventEncoder, MAX_EVENTS, decode_events};
+use crate::columns::{self, MAX_NODES, NodeEncoder, decode_nodes};
+use crate::events::{self, EventEncoder, MAX_EVENTS, decode_events};
 use crate::meta;
 use crate::record::{Body, CallEvent, Record, StackNode};
 use crate::section::{self, BlockBuilder, SectionReader};
@@ -176,18 +176,20 @@ impl ChunkEncoder {
         if !part.nodes.is_empty() {
             self.raw.clear();
             self.nodes.encode(first_node, part.nodes, &mut self.raw);
-            builder.add(section::id::STACKS, &self.raw)?;
+            let least = columns::least_stored(part.nodes.len());
+            builder.add(section::id::STACKS, &self.raw, least)?;
         }
         if !self.modules.is_empty() {
-            builder.add(section::id::MODULES, &self.modules)?;
+            builder.add(section::id::MODULES, &self.modules, 0)?;
         }
         if !self.records.is_empty() {
-            builder.add(section::id::RECORDS, &self.records)?;
+            builder.add(section::id::RECORDS, &self.records, 0)?;
         }
         if !part.events.is_empty() {
             self.raw.clear();
             self.events.encode(part.events, &mut self.raw);
-            builder.add(section::id::EVENTS, &self.raw)?;
+            let least = events::least_stored(part.events.len());
+            builder.add(section::id::EVENTS, &self.raw, least)?;
         }
         let mut header = BlockHeader {
             kind: kind::CHUNK,
@@ -245,17 +247,19 @@ fn decode_sections(
     let mut decoded = Decoded::default();
     let mut seen = 0_u64;
     let mut records: Vec<(u64, Record)> = Vec::new();
-    sections.read(payload, |id, raw| {
-        let bit = 1_u64.checked_shl(u32::from(id)).unwrap_or(0);
+    sections.read(payload, |section| {
+        let bit = 1_u64.checked_shl(u32::from(section.id)).unwrap_or(0);
         if seen & bit != 0 {
             return Err(Malformed);
         }
         seen |= bit;
-        match id {
-            section::id::STACKS => decoded.first_node = decode_nodes(raw, &mut chunk.nodes)?,
-            section::id::EVENTS => decoded.unknown_events = decode_events(raw, &mut chunk.events)?,
+        match section.id {
+            section::id::STACKS => decoded.first_node = decode_nodes(section, &mut chunk.nodes)?,
+            section::id::EVENTS => {
+                decoded.unknown_events = decode_events(section, &mut chunk.events)?;
+            }
             section::id::MODULES | section::id::RECORDS => {
-                decoded.unknown_records += decode_records(raw, &mut records)?;
+                decoded.unknown_records += decode_records(section.raw, &mut records)?;
             }
             _ => {}
         }

@@ -4,6 +4,7 @@
 //! its length in bytes and its bytes; a column whose numbers are all 0 is stored as length 0.
 
 use crate::record::StackNode;
+use crate::section::Section;
 use crate::types::{ModuleId, StackId};
 use crate::varint::{self, Cursor, Malformed, delta, undelta};
 
@@ -81,6 +82,15 @@ impl<'a> ColumnReader<'a> {
 /// Nodes in one section at most; the writer splits a chunk that has more.
 pub(crate) const MAX_NODES: usize = 1 << 18;
 
+/// Nodes in one section for each byte that is stored of it, at most: in memory as much as the events
+/// that a byte may stand for.
+const MAX_NODES_PER_BYTE: usize = 128;
+
+/// The fewest bytes that may stand for so many nodes.
+pub(crate) fn least_stored(nodes: usize) -> usize {
+    nodes.div_ceil(MAX_NODES_PER_BYTE)
+}
+
 /// Writes stack sections. It only keeps its buffers.
 #[derive(Debug, Default)]
 pub(crate) struct NodeEncoder {
@@ -108,10 +118,16 @@ impl NodeEncoder {
 }
 
 /// Appends a section's nodes to `nodes` and returns the id of the first.
-pub(crate) fn decode_nodes(raw: &[u8], nodes: &mut Vec<StackNode>) -> Result<StackId, Malformed> {
-    let mut cursor = Cursor(raw);
+pub(crate) fn decode_nodes(
+    section: Section<'_>,
+    nodes: &mut Vec<StackNode>,
+) -> Result<StackId, Malformed> {
+    let mut cursor = Cursor(section.raw);
     let first = cursor.varint_u32()?;
     let count = cursor.count(MAX_NODES)?;
+    if section.stored < least_stored(count) {
+        return Err(Malformed);
+    }
     // Ids must not wrap around.
     let end = u64::from(first) + count as u64;
     if first == 0 || end > 1 << 32 {
@@ -143,6 +159,7 @@ pub(crate) fn decode_nodes(raw: &[u8], nodes: &mut Vec<StackNode>) -> Result<Sta
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::section;
     use proptest::prelude::*;
 
     fn node() -> impl Strategy<Value = StackNode> {
@@ -156,6 +173,29 @@ mod tests {
         )
     }
 
+    fn of(raw: &[u8], stored: usize) -> Section<'_> {
+        Section {
+            id: section::id::STACKS,
+            raw,
+            stored,
+        }
+    }
+
+    /// Decodes a section that is stored as it is.
+    fn decode(raw: &[u8], nodes: &mut Vec<StackNode>) -> Result<StackId, Malformed> {
+        decode_nodes(of(raw, raw.len()), nodes)
+    }
+
+    #[test]
+    fn nodes_that_take_next_to_nothing_are_not_believed() {
+        // From 1 on, 4096 of them, and four columns of zeros.
+        let raw = [1, 0x80, 0x20, 0, 0, 0, 0];
+        for (stored, believed) in [(31, false), (32, true)] {
+            let decoded = decode_nodes(of(&raw, stored), &mut Vec::new());
+            assert_eq!(decoded.is_ok(), believed, "{stored} bytes");
+        }
+    }
+
     proptest! {
         #[test]
         fn nodes_come_back(
@@ -165,14 +205,14 @@ mod tests {
             let mut out = Vec::new();
             NodeEncoder::default().encode(first, &nodes, &mut out);
             let mut back = Vec::new();
-            prop_assert_eq!(decode_nodes(&out, &mut back), Ok(StackId(first)));
+            prop_assert_eq!(decode(&out, &mut back), Ok(StackId(first)));
             prop_assert_eq!(back, nodes);
         }
 
         #[test]
         fn any_bytes_decode_or_do_not(raw in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut nodes = Vec::new();
-            let _ = decode_nodes(&raw, &mut nodes);
+            let _ = decode(&raw, &mut nodes);
             prop_assert!(nodes.len() <= MAX_NODES);
         }
     }

@@ -9,11 +9,21 @@ use rustc_hash::FxHashMap;
 use crate::calls::{Abi, Call};
 use crate::columns::{Column, ColumnReader};
 use crate::record::{CallEvent, Outcome};
+use crate::section::Section;
 use crate::types::{FileId, Nanos, SpaceId, StackId, Stamp, ThreadIx};
 use crate::varint::{self, Cursor, Malformed, delta, undelta};
 
 /// Events in one section at most; the writer splits a chunk that has more.
 pub(crate) const MAX_EVENTS: usize = 1 << 18;
+
+/// Events in one section for each byte that is stored of it, at most: columns of zeros take no bytes,
+/// however many events they are of, and the times of no real call are known in half a bit.
+const MAX_EVENTS_PER_BYTE: usize = 16;
+
+/// The fewest bytes that may stand for so many events.
+pub(crate) fn least_stored(events: usize) -> usize {
+    events.div_ceil(MAX_EVENTS_PER_BYTE)
+}
 
 /// Groups in one section at most: more than there can be calls, ABIs and flags together.
 const MAX_GROUPS: usize = 1024;
@@ -203,9 +213,15 @@ struct LaneIn {
 
 /// Appends a section's events to `events`; returns how many were left out because their call, ABI
 /// or flags are unknown to this version.
-pub(crate) fn decode_events(raw: &[u8], events: &mut Vec<CallEvent>) -> Result<u64, Malformed> {
-    let mut cursor = Cursor(raw);
+pub(crate) fn decode_events(
+    section: Section<'_>,
+    events: &mut Vec<CallEvent>,
+) -> Result<u64, Malformed> {
+    let mut cursor = Cursor(section.raw);
     let count = cursor.count(MAX_EVENTS)?;
+    if section.stored < least_stored(count) {
+        return Err(Malformed);
+    }
     let mut groups = read_groups(&mut cursor)?;
     let mut lanes = read_lanes(&mut cursor, count)?;
     let mut common = || ColumnReader::read(&mut cursor);
@@ -327,6 +343,7 @@ fn read_lanes(cursor: &mut Cursor<'_>, events: usize) -> Result<Vec<LaneIn>, Mal
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::section;
     use proptest::prelude::*;
 
     fn event(stamp: u64) -> CallEvent {
@@ -357,6 +374,32 @@ mod tests {
         (events, raw)
     }
 
+    /// Decodes a section that is stored as it is.
+    fn decode(raw: &[u8], events: &mut Vec<CallEvent>) -> Result<u64, Malformed> {
+        let section = Section {
+            id: section::id::EVENTS,
+            raw,
+            stored: raw.len(),
+        };
+        decode_events(section, events)
+    }
+
+    #[test]
+    fn events_that_take_next_to_nothing_are_not_believed() {
+        let events = vec![event(0); 4096];
+        let mut raw = Vec::new();
+        EventEncoder::default().encode(&events, &mut raw);
+        for (stored, believed) in [(255, false), (256, true)] {
+            let section = Section {
+                id: section::id::EVENTS,
+                raw: &raw,
+                stored,
+            };
+            let decoded = decode_events(section, &mut Vec::new());
+            assert_eq!(decoded.is_ok(), believed, "{stored} bytes");
+        }
+    }
+
     #[test]
     fn calls_abis_and_flags_of_a_newer_version_are_passed_over() {
         // The second byte of a group is its ABI, the third its flags.
@@ -364,7 +407,7 @@ mod tests {
             let (events, mut raw) = section();
             raw[place] = value;
             let mut back = Vec::new();
-            assert_eq!(decode_events(&raw, &mut back), Ok(2));
+            assert_eq!(decode(&raw, &mut back), Ok(2));
             assert_eq!(back, [events[1]]);
         }
     }
@@ -372,13 +415,13 @@ mod tests {
     #[test]
     fn columns_left_over_or_missing_are_malformed() {
         let (_, raw) = section();
-        assert!(decode_events(&raw[..raw.len() - 1], &mut Vec::new()).is_err());
+        assert!(decode(&raw[..raw.len() - 1], &mut Vec::new()).is_err());
         let mut more = raw.clone();
         more[0] = 4;
-        assert!(decode_events(&more, &mut Vec::new()).is_err());
+        assert!(decode(&more, &mut Vec::new()).is_err());
         let mut fewer = raw;
         fewer[0] = 2;
-        assert!(decode_events(&fewer, &mut Vec::new()).is_err());
+        assert!(decode(&fewer, &mut Vec::new()).is_err());
     }
 
     #[test]
@@ -397,7 +440,7 @@ mod tests {
         #[test]
         fn any_bytes_decode_or_do_not(raw in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut events = Vec::new();
-            let _ = decode_events(&raw, &mut events);
+            let _ = decode(&raw, &mut events);
             prop_assert!(events.len() <= MAX_EVENTS);
         }
 
@@ -407,7 +450,7 @@ mod tests {
             let place = place.index(raw.len());
             raw[place] = value;
             let mut events = Vec::new();
-            let _ = decode_events(&raw, &mut events);
+            let _ = decode(&raw, &mut events);
             prop_assert!(events.len() <= MAX_EVENTS);
         }
     }

@@ -93,9 +93,9 @@ pub(crate) fn read<R: Read + Seek>(
     };
     let max = usize::try_from(len).unwrap_or(usize::MAX) / HEADER_LEN;
     let mut blocks = Vec::new();
-    let read = sections.read(&payload, |id, raw| {
-        if id == section::id::INDEX {
-            blocks = decode(raw, max)?;
+    let read = sections.read(&payload, |section| {
+        if section.id == section::id::INDEX {
+            blocks = decode(section.raw, max)?;
         }
         Ok(())
     });

@@ -88,10 +88,14 @@
 //!
 //! A payload of sections begins with a table: `u8` count (at most 16), then for each section `u8` id,
 //! `u8` encoding, `u32` stored length, `u32` raw length. The sections' stored bytes follow in the same
-//! order, and end with the payload. Encoding 0: stored as is. Encoding 1: one zstd frame. The raw length
-//! is at most 64 MiB, and if it is more than 1 MiB, at most 128 times the stored length (what would
-//! compress better is stored as is). An id occurs once in a payload; a reader passes over ids that it does
-//! not know.
+//! order, and end with the payload. Encoding 0: stored as is. Encoding 1: zstd frames.
+//!
+//! A small log cannot ask for much memory. The raw length is at most 64 MiB; up to 1 MiB it is at most 512
+//! times the stored length, above at most 128 times. A section of events has at most 16 for each stored
+//! byte, one of stack nodes at most 128. Real sections seldom come near; those that would go beyond are
+//! padded by a skippable frame of zstd's. A reader takes a payload that asks for more as damaged.
+//!
+//! An id occurs once in a payload; a reader passes over ids that it does not know.
 //!
 //! | id | in | holds |
 //! |---|---|---|

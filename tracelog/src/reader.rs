@@ -15,7 +15,7 @@ use crate::chunk;
 use crate::index;
 use crate::meta;
 use crate::record::{Header, Name};
-use crate::section::{self, SectionReader};
+use crate::section::{self, Section, SectionReader};
 use crate::types::{Nanos, StackId, Stamp};
 use crate::varint::{Cursor, Malformed};
 
@@ -259,8 +259,6 @@ impl<R: Read + Seek> LogReader<R> {
     /// Those of the input. Damage is not an error.
     pub fn names(&mut self) -> io::Result<Vec<Name>> {
         let mut names = Vec::new();
-        // Real names compress to a tenth; a log that claims much more is not to be believed.
-        let mut budget = self.len.saturating_mul(64).saturating_add(4 << 20);
         for at in 0..self.scan.blocks.len() {
             let Some(&block) = self.scan.blocks.get(at) else {
                 continue;
@@ -269,18 +267,13 @@ impl<R: Read + Seek> LogReader<R> {
                 continue;
             }
             let before = names.len();
-            let good = block::read_payload(&mut self.input, &block, &mut self.payload)?;
-            let decoded = self.sections.read(&self.payload, |id, raw| {
-                if !good || raw.len() as u64 > budget {
-                    return Err(Malformed);
-                }
-                budget -= raw.len() as u64;
-                if id == section::id::NAMES {
-                    decode_names(raw, &mut names)?;
-                }
-                Ok(())
-            });
-            if !good || decoded.is_err() {
+            let each = |section: Section<'_>| match section.id {
+                section::id::NAMES => decode_names(section.raw, &mut names),
+                _ => Ok(()),
+            };
+            if !block::read_payload(&mut self.input, &block, &mut self.payload)?
+                || self.sections.read(&self.payload, each).is_err()
+            {
                 names.truncate(before);
                 self.note_damage(at);
             }

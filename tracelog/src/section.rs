@@ -19,12 +19,14 @@ pub(crate) mod id {
 
 /// A section's length before compression, at most: what a reader must be ready to allocate.
 pub(crate) const MAX_RAW: usize = 64 << 20;
-/// A compressed section of more than [`FREE_RAW`] bytes is at most so many times as long as what is
-/// stored of it, so that a small log cannot ask for much memory. Sections that would compress better
-/// are stored as they are; real ones do not come near.
+/// What a small log can ask for is bounded, too: a section of up to [`SMALL_RAW`] bytes is at most so
+/// many times as long as what is stored of it, and a larger one at most [`MAX_RATIO`] times. Real
+/// sections seldom compress so well; those that do are padded.
+const MAX_SMALL_RATIO: usize = 512;
+/// See [`MAX_SMALL_RATIO`].
 const MAX_RATIO: usize = 128;
-/// Sections up to this raw length may be compressed to anything, bytes.
-const FREE_RAW: usize = 1 << 20;
+/// See [`MAX_SMALL_RATIO`], bytes.
+const SMALL_RAW: usize = 1 << 20;
 /// Length of an entry of the section table, bytes.
 pub(crate) const ENTRY_LEN: usize = 10;
 /// Sections in a block at most.
@@ -33,6 +35,8 @@ pub(crate) const MAX_SECTIONS: usize = 16;
 const STORED: u8 = 0;
 const ZSTD: u8 = 1;
 const LEVEL: i32 = 1;
+/// Begins a zstd frame that decompresses to nothing: after it a `u32` length, and as many bytes.
+const SKIPPABLE: u32 = 0x184d_2a50;
 
 /// Builds a block: header, section table, sections, in one buffer that is kept from block to block.
 pub(crate) struct BlockBuilder {
@@ -59,20 +63,21 @@ impl BlockBuilder {
         self.block.resize(HEADER_LEN + 1 + sections * ENTRY_LEN, 0);
     }
 
-    /// Adds a section, compressed where that makes it smaller.
-    pub(crate) fn add(&mut self, id: u8, raw: &[u8]) -> io::Result<()> {
+    /// Adds a section, compressed where that makes it smaller, but stored in at least `least` bytes.
+    pub(crate) fn add(&mut self, id: u8, raw: &[u8], least: usize) -> io::Result<()> {
         if raw.len() > MAX_RAW {
             return Err(too_large());
         }
+        let least = least.max(least_stored(raw.len()));
         self.scratch.clear();
         self.scratch
             .reserve(zstd::zstd_safe::compress_bound(raw.len()));
         self.zstd.compress_to_buffer(raw, &mut self.scratch)?;
-        let worth_it = self.scratch.len() < raw.len();
-        let (encoding, bytes) = if worth_it && believable(self.scratch.len(), raw.len()) {
-            (ZSTD, &self.scratch[..])
-        } else {
+        pad(&mut self.scratch, least);
+        let (encoding, bytes) = if (least..=self.scratch.len()).contains(&raw.len()) {
             (STORED, raw)
+        } else {
+            (ZSTD, &self.scratch[..])
         };
         let mut entry = [id, encoding, 0, 0, 0, 0, 0, 0, 0, 0];
         entry[2..6].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
@@ -108,8 +113,23 @@ impl BlockBuilder {
     }
 }
 
-fn believable(stored: usize, raw: usize) -> bool {
-    raw <= FREE_RAW || raw <= stored.saturating_mul(MAX_RATIO)
+/// The fewest bytes that may stand for a section of `raw` bytes.
+fn least_stored(raw: usize) -> usize {
+    raw.div_ceil(if raw > SMALL_RAW {
+        MAX_RATIO
+    } else {
+        MAX_SMALL_RATIO
+    })
+}
+
+/// Makes some zstd frames at least `least` bytes long, by one more that means nothing.
+fn pad(frames: &mut Vec<u8>, least: usize) {
+    if let Some(missing @ 1..) = least.checked_sub(frames.len()) {
+        let zeros = missing.saturating_sub(8);
+        frames.extend(SKIPPABLE.to_le_bytes());
+        frames.extend((zeros as u32).to_le_bytes());
+        frames.resize(frames.len() + zeros, 0);
+    }
 }
 
 fn too_large() -> io::Error {
@@ -148,6 +168,16 @@ pub(crate) fn read_table(cursor: &mut Cursor<'_>) -> Result<Vec<SectionInfo>, Ma
     Ok(table)
 }
 
+/// A section of a payload.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Section<'a> {
+    pub(crate) id: u8,
+    /// What it holds, decompressed.
+    pub(crate) raw: &'a [u8],
+    /// Its length in the log, bytes: the measure of how much it may ask for.
+    pub(crate) stored: usize,
+}
+
 /// Takes payloads apart. It keeps its buffers.
 pub(crate) struct SectionReader {
     raw: Vec<u8>,
@@ -162,23 +192,25 @@ impl SectionReader {
         })
     }
 
-    /// Hands each section of `payload`, decompressed, to `each`.
+    /// Hands each section of `payload` to `each`.
     pub(crate) fn read(
         &mut self,
         payload: &[u8],
-        mut each: impl FnMut(u8, &[u8]) -> Result<(), Malformed>,
+        mut each: impl FnMut(Section<'_>) -> Result<(), Malformed>,
     ) -> Result<(), Malformed> {
         let mut cursor = Cursor(payload);
         for info in read_table(&mut cursor)? {
             let stored = cursor.take(info.stored)?;
-            match info.encoding {
-                STORED if info.stored == info.raw && info.raw <= MAX_RAW => each(info.id, stored)?,
-                ZSTD => {
-                    self.inflate(stored, info.raw)?;
-                    each(info.id, &self.raw)?;
-                }
+            let raw = match info.encoding {
+                STORED if info.stored == info.raw && info.raw <= MAX_RAW => stored,
+                ZSTD => self.inflate(stored, info.raw)?,
                 _ => return Err(Malformed),
-            }
+            };
+            each(Section {
+                id: info.id,
+                raw,
+                stored: info.stored,
+            })?;
         }
         if cursor.is_empty() {
             Ok(())
@@ -187,15 +219,15 @@ impl SectionReader {
         }
     }
 
-    fn inflate(&mut self, stored: &[u8], raw: usize) -> Result<(), Malformed> {
-        if raw > MAX_RAW || !believable(stored.len(), raw) {
+    fn inflate(&mut self, stored: &[u8], raw: usize) -> Result<&[u8], Malformed> {
+        if raw > MAX_RAW || stored.len() < least_stored(raw) {
             return Err(Malformed);
         }
         self.raw.clear();
         self.raw.reserve(raw);
         let got = self.zstd.decompress_to_buffer(stored, &mut self.raw);
         match got {
-            Ok(n) if n == raw => Ok(()),
+            Ok(n) if n == raw => Ok(&self.raw),
             _ => Err(Malformed),
         }
     }
@@ -205,10 +237,10 @@ impl SectionReader {
 mod tests {
     use super::*;
 
-    fn block(raw: &[u8]) -> Vec<u8> {
+    fn block(raw: &[u8], least: usize) -> Vec<u8> {
         let mut builder = BlockBuilder::new().unwrap();
         builder.start(1);
-        builder.add(9, raw).unwrap();
+        builder.add(9, raw, least).unwrap();
         builder
             .finish(&mut BlockHeader::default())
             .unwrap()
@@ -217,9 +249,9 @@ mod tests {
 
     fn read(payload: &[u8]) -> Result<Vec<u8>, Malformed> {
         let mut out = Vec::new();
-        SectionReader::new().unwrap().read(payload, |id, raw| {
-            assert_eq!(id, 9);
-            out = raw.to_vec();
+        SectionReader::new().unwrap().read(payload, |section| {
+            assert_eq!(section.id, 9);
+            out = section.raw.to_vec();
             Ok(())
         })?;
         Ok(out)
@@ -227,43 +259,67 @@ mod tests {
 
     #[test]
     fn sections_are_stored_as_is_unless_compression_helps() {
-        let short = block(b"abc");
+        let short = block(b"abc", 0);
         assert_eq!(short[HEADER_LEN..], *b"\x01\x09\x00\x03\0\0\0\x03\0\0\0abc");
         assert_eq!(read(&short[HEADER_LEN..]), Ok(b"abc".to_vec()));
         let text = b"maps and unmaps ".repeat(100);
-        let long = block(&text);
+        let long = block(&text, 0);
         assert!(long.len() < text.len() / 2);
         assert_eq!(read(&long[HEADER_LEN..]), Ok(text));
     }
 
+    /// Length of what comes before the stored bytes of the only section.
+    const FRONT: usize = HEADER_LEN + 1 + ENTRY_LEN;
+
     #[test]
     fn what_claims_too_much_memory_is_neither_written_nor_believed() {
-        let zeros = vec![0; FREE_RAW + 1];
-        let whole = block(&zeros);
-        assert!(whole.len() > zeros.len(), "stored as it is");
-        assert_eq!(
-            read(&whole[HEADER_LEN..]).map(|raw| raw.len()),
-            Ok(zeros.len())
-        );
-        assert!(
-            BlockBuilder::new()
-                .unwrap()
-                .add(9, &vec![0; MAX_RAW + 1])
-                .is_err()
-        );
+        for (raw, stored) in [
+            (SMALL_RAW, SMALL_RAW / MAX_SMALL_RATIO),
+            (SMALL_RAW + 1, SMALL_RAW / MAX_RATIO + 1),
+            (MAX_RAW, MAX_RAW / MAX_RATIO),
+        ] {
+            let whole = block(&vec![0; raw], 0);
+            assert_eq!(whole.len(), FRONT + stored, "{raw} zeros are padded");
+            assert_eq!(read(&whole[HEADER_LEN..]).map(|raw| raw.len()), Ok(raw));
+        }
+        let mut builder = BlockBuilder::new().unwrap();
+        assert!(builder.add(9, &vec![0; MAX_RAW + 1], 0).is_err());
 
-        let mut payload = block(&vec![0; FREE_RAW])[HEADER_LEN..].to_vec();
-        assert!(payload.len() < 1000);
-        assert_eq!(read(&payload).map(|raw| raw.len()), Ok(FREE_RAW));
-        for claim in [FREE_RAW - 1, FREE_RAW + 1, MAX_RAW, u32::MAX as usize] {
+        let zeros = block(&[0; 1000], 0);
+        let frame = &zeros[FRONT..];
+        let mut payload = vec![1, 9, ZSTD, frame.len() as u8, 0, 0, 0, 0, 0, 0, 0];
+        payload.extend_from_slice(frame);
+        for claim in [999, 1001, MAX_RAW, u32::MAX as usize] {
             payload[7..11].copy_from_slice(&(claim as u32).to_le_bytes());
             assert_eq!(read(&payload), Err(Malformed), "{claim} bytes");
+        }
+        // A megabyte in its hundred bytes, as the padding would have it otherwise.
+        let bare = zstd::bulk::compress(&vec![0; SMALL_RAW], LEVEL).unwrap();
+        let mut payload = vec![1, 9, ZSTD];
+        payload.extend((bare.len() as u32).to_le_bytes());
+        payload.extend((SMALL_RAW as u32).to_le_bytes());
+        payload.extend(&bare);
+        assert_eq!(read(&payload), Err(Malformed));
+    }
+
+    #[test]
+    fn a_section_takes_as_many_bytes_as_it_must() {
+        for raw in [&b""[..], b"abc", &[7; 500]] {
+            let free = block(raw, 0).len();
+            for least in [1, 3, 4, 11, 99, 499, 500, 501, 5000] {
+                let whole = block(raw, least);
+                let len = whole.len() - FRONT;
+                // A frame that means nothing takes 8 bytes itself.
+                let enough = (free - FRONT).max(least);
+                assert!((enough..enough + 24).contains(&len), "{least}: {len}");
+                assert_eq!(read(&whole[HEADER_LEN..]), Ok(raw.to_vec()));
+            }
         }
     }
 
     #[test]
     fn bytes_before_or_after_the_sections_are_malformed() {
-        let mut payload = block(b"abc")[HEADER_LEN..].to_vec();
+        let mut payload = block(b"abc", 0)[HEADER_LEN..].to_vec();
         payload.push(0);
         assert_eq!(read(&payload), Err(Malformed));
         payload.truncate(payload.len() - 2);

@@ -207,7 +207,7 @@ impl<W: Write> LogWriter<W> {
         self.check()?;
         let mut header = self.next_header(kind);
         self.builder.start(1);
-        self.builder.add(id, raw)?;
+        self.builder.add(id, raw, 0)?;
         let block = self.builder.finish(&mut header)?;
         self.failed = true;
         self.out.write_all(block)?;

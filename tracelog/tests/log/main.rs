@@ -1,5 +1,6 @@
 //! Tests of the log as a whole: through the public writer and reader, and on the bytes between.
 
+mod bounds;
 mod calls;
 mod damage;
 mod format;
