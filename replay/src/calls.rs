@@ -92,7 +92,8 @@ pub fn at_entry(event: &CallEvent, space: &Space) -> [Option<Op<'static>>; 2] {
                 range,
                 thread: event.thread,
             });
-            [tail.filter(|t| !t.is_empty()).map(Op::Unmap), lift]
+            // The tail last: a stack that had grown by all of it is then known to reach there.
+            [lift, tail.filter(|t| !t.is_empty()).map(Op::Unmap)]
         }
         _ => [None, None],
     }
@@ -105,7 +106,9 @@ pub fn at_exit(event: &CallEvent, birth: BirthId, files: &Files) -> Option<Op<'s
     let [a0, a1, a2, ..] = event.args;
     match event.call {
         Call::Mmap | Call::OldMmap | Call::Mmap2 => {
-            mapped(event, result, birth, files).map(Op::Map)
+            let region = mapped(event, result, birth, files)?;
+            let fixed = event.args[3] & MAP_FIXED != 0;
+            Some(Op::Map { region, fixed })
         }
         Call::Mprotect | Call::PkeyMprotect => Some(Op::Protect {
             range: pages(a0, a1)?,

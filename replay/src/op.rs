@@ -11,8 +11,13 @@ use crate::region::{BirthId, Region};
 /// One change of a space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op<'a> {
-    /// `region` is mapped; what was there goes.
-    Map(Region),
+    /// `region` is mapped.
+    Map {
+        /// What.
+        region: Region,
+        /// MAP_FIXED: what was there goes. Without it the kernel chose a place where nothing was.
+        fixed: bool,
+    },
     /// Nothing is mapped in the range any more.
     Unmap(Range),
     /// The range has these PROT_READ, PROT_WRITE and PROT_EXEC bits.

@@ -27,6 +27,12 @@ pub struct Stub {
     pub perms: Perms,
 }
 
+/// How far down from its end a stack may have grown by itself, bytes. Its limit is not in the log, and
+/// may be anything; but this much the kernel leaves free below the stack of a program, however small
+/// that limit, when it chooses where mappings go (`MIN_GAP` of `mmap_base`). Further down a hole may be
+/// a mapping that was lost.
+const STACK_REACH: u64 = 128 << 20;
+
 /// How many stubs are remembered for a space; programs leave none or one.
 const MAX_STUBS: usize = 64;
 
@@ -156,7 +162,12 @@ impl Space {
     pub fn apply(&mut self, op: &Op<'_>, files: &Files, deltas: &mut Vec<Delta>) {
         let before = deltas.len();
         match *op {
-            Op::Map(region) => self.map(region, deltas),
+            Op::Map { region, fixed } => {
+                if fixed {
+                    self.unmap(region.range, deltas);
+                }
+                self.map(region, deltas);
+            }
             Op::Unmap(range) => self.unmap(range, deltas),
             Op::Protect {
                 range,
@@ -266,21 +277,27 @@ impl Space {
     }
 
     fn unmap(&mut self, range: Range, deltas: &mut Vec<Delta>) {
-        let mut carved = 0;
-        self.carve(range, |old| {
-            carved += old.len();
-            deltas.push(Delta::Released(old));
-        });
-        // A program may cut a piece out of a stack that the kernel has grown: whatever the stack has
-        // below the cut stays, and ends where the cut begins.
-        if carved < range.len()
-            && let Some((_, above)) = self.regions.range(range.end.0..).next()
-            && above.grows_down
-        {
-            let below = self.stubs.iter().find(|s| s.end == above.range.start);
-            let perms = below.map_or(above.perms, |stub| stub.perms);
-            self.leave_stub(range.start, perms);
-        }
+        self.cut_stack(range);
+        self.carve(range, |old| deltas.push(Delta::Released(old)));
+    }
+
+    /// A call is about to take `range` from what is mapped, or to change it. If that is a piece of a
+    /// stack, which the kernel may have grown, whatever the stack has below stays as it is, and ends
+    /// where the piece begins.
+    fn cut_stack(&mut self, range: Range) {
+        let Some(stack) = self.stack_above(range.start, range.start) else {
+            return;
+        };
+        let below = self.stubs.iter().find(|s| s.end == stack.range.start);
+        let perms = below.map_or(stack.perms, |stub| stub.perms);
+        self.leave_stub(range.start, perms);
+    }
+
+    /// The stack that is next at or above `addr`, if it may have grown down to `bottom`.
+    fn stack_above(&self, addr: Addr, bottom: Addr) -> Option<Region> {
+        let (_, above) = self.regions.range(addr.0..).next()?;
+        let reach = above.range.end.0.saturating_sub(bottom.0);
+        (above.grows_down && reach <= STACK_REACH).then_some(*above)
     }
 
     /// What the kernel may have grown below `end` keeps these permissions.
@@ -311,13 +328,11 @@ impl Space {
                 }
             }
         }
+        if !from_start {
+            self.cut_stack(range);
+        }
         self.split_at(range.start);
         self.split_at(range.end);
-        // The pages that the kernel may have grown below a stack keep what they had.
-        let lowest = self.touching(range).next().copied();
-        if let Some(lowest) = lowest.filter(|r| r.grows_down && !from_start) {
-            self.leave_stub(lowest.range.start, lowest.perms);
-        }
         for (_, region) in self.regions.range_mut(range.start.0..range.end.0) {
             let before = *region;
             region.perms = region.perms.with_prot(prot);
@@ -332,20 +347,17 @@ impl Space {
     }
 
     /// A call succeeded on all of `range`, so where the model has a hole right below a stack the
-    /// kernel has grown the stack into it.
+    /// kernel has grown the stack into it. (A log that lost a chunk has other holes.)
     fn grow_into(&mut self, range: Range, deltas: &mut Vec<Delta>) {
         let lowest = self.touching(range).next().map(|r| r.range.start);
         if lowest.is_some_and(|lowest| lowest <= range.start) {
             return;
         }
         let above = lowest.unwrap_or(range.end);
-        let Some((&start, &stack)) = self.regions.range(above.0..).next() else {
+        let Some(stack) = self.stack_above(above, range.start) else {
             return;
         };
-        if !stack.grows_down {
-            return;
-        }
-        self.regions.remove(&start);
+        self.regions.remove(&stack.range.start.0);
         let mut grown = stack;
         grown.range.start = range.start;
         self.regions.insert(range.start.0, grown);

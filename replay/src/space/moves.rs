@@ -10,6 +10,8 @@ use crate::region::{BirthId, Region};
 
 impl Space {
     pub(super) fn lift(&mut self, range: Range, thread: ThreadIx, deltas: &mut Vec<Delta>) {
+        self.grow_into(range, deltas);
+        self.cut_stack(range);
         let mut pieces = Vec::new();
         self.carve(range, |piece| {
             pieces.push(piece);
@@ -73,9 +75,7 @@ impl Space {
         } else {
             let start = moved(source).start;
             let end = Addr(start.0.saturating_add(len));
-            self.carve(Range { start, end }, |old| {
-                deltas.push(Delta::Released(old))
-            });
+            self.unmap(Range { start, end }, deltas);
         }
     }
 
@@ -106,6 +106,7 @@ impl Space {
         birth: BirthId,
         deltas: &mut Vec<Delta>,
     ) {
+        self.grow_into(source, deltas);
         let pieces: Vec<Region> = self
             .touching(source)
             .filter_map(|r| r.clipped(source))

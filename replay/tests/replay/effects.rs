@@ -13,8 +13,8 @@ use maptrail_tracelog::types::{Addr, FileId, PAGE, Range, SpaceId, Stamp};
 use maptrail_tracelog::writer::Chunk;
 
 use crate::log::{
-    ENOMEM, Log, MAIN, MAP_ANONYMOUS, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE, RW, START_BRK, T0,
-    T1, range, vma,
+    ENOMEM, Log, MAIN, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MREMAP_DONTUNMAP, MREMAP_FIXED,
+    MREMAP_MAYMOVE, RW, START_BRK, T0, T1, range, vma,
 };
 
 const A: u64 = 0x10_0000;
@@ -327,6 +327,96 @@ fn stacks_that_the_kernel_grew_are_no_drift() {
     // Memory elsewhere is drift all the same.
     log.checkpoint(&[stack(range(B, 4), "rw-p"), vma(range(A, 1), "rw-p")]);
     assert_ne!(judge(&log).drift_bytes, 0);
+}
+
+/// A stack of four pages at B, as maps shows it, that the kernel then grows by eight pages.
+fn with_a_stack() -> Log {
+    let mut log = Log::empty();
+    log.file(STACK, 0, "[stack]");
+    let stack = Vma {
+        file: STACK,
+        ..vma(range(B, 4), "rw-p")
+    };
+    log.exec(MAIN, &[stack]);
+    log
+}
+
+#[test]
+fn a_mapping_over_a_grown_stack_leaves_what_is_below() {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    // In the part that the kernel grew, and at the lowest page that the model has.
+    for at in [B - 5 * PAGE, B] {
+        let mut log = with_a_stack();
+        log.call(Call::Mmap, &[at, PAGE, 1, flags, u64::MAX, 0], at);
+        let below = (at - (B - 8 * PAGE)) / PAGE;
+        log.checkpoint(&[
+            vma(range(B - 8 * PAGE, below), "rw-p"),
+            vma(range(at, 1), "r--p"),
+            vma(range(at + PAGE, 11 - below), "rw-p"),
+        ]);
+        let found = judge(&log);
+        assert_eq!(found.drift_bytes, 0, "at {at:x}: {found:#?}");
+    }
+}
+
+#[test]
+fn a_grown_stack_can_be_moved_in_pieces() {
+    let piece = B - 5 * PAGE;
+    let left = |to: Vma| {
+        let below = vma(range(B - 8 * PAGE, 3), "rw-p");
+        let above = vma(range(piece + 2 * PAGE, 7), "rw-p");
+        let mut all = [to, below, above];
+        all.sort_by_key(|vma| vma.range.start);
+        all
+    };
+    // Whole, and with its second page given up.
+    for pages in [2, 1] {
+        let mut log = with_a_stack();
+        let args = [piece, 2 * PAGE, pages * PAGE, MREMAP_MAYMOVE];
+        log.call(Call::Mremap, &args, A);
+        log.checkpoint(&left(vma(range(A, pages), "rw-p")));
+        let found = judge(&log);
+        assert_eq!(found.drift_bytes, 0, "{pages} pages: {found:#?}");
+    }
+    let mut log = with_a_stack();
+    let flags = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
+    log.call(Call::Mremap, &[piece, 2 * PAGE, 2 * PAGE, flags], A);
+    log.checkpoint(&[
+        vma(range(A, 2), "rw-p"),
+        vma(range(B - 8 * PAGE, 12), "rw-p"),
+    ]);
+    assert_eq!(judge(&log).drift_bytes, 0, "the source stays");
+    // As a destination.
+    let mut log = with_a_stack();
+    log.mmap(A, 2);
+    let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+    log.call(Call::Mremap, &[A, 2 * PAGE, 2 * PAGE, flags, piece], piece);
+    log.checkpoint(&left(vma(range(piece, 2), "rw-p")));
+    assert_eq!(judge(&log).drift_bytes, 0, "it lands there");
+}
+
+#[test]
+fn a_stack_does_not_grow_over_what_was_lost() {
+    const FAR: u64 = 1 << 32;
+    let mut log = Log::empty();
+    log.file(STACK, 0, "[stack]");
+    let stack = Vma {
+        file: STACK,
+        ..vma(range(FAR, 4), "rw-p")
+    };
+    log.exec(MAIN, &[stack]);
+    let lost = log.mmap(A, 4);
+    log.call(Call::Mprotect, &[A, PAGE, 1], 0);
+    log.munmap(A + 2 * PAGE, 1);
+    log.forget(lost);
+    assert_eq!(shown(&log), [(range(FAR, 4), Stamp(0))]);
+    log.checkpoint(&[
+        vma(range(A, 1), "r--p"),
+        vma(range(A + PAGE, 1), "rw-p"),
+        stack,
+    ]);
+    let found = judge(&log);
+    assert_eq!((found.drift_bytes, found.kernel_bytes), (2 * PAGE, 0));
 }
 
 #[test]
