@@ -13,9 +13,9 @@ use crate::region::{BirthId, Region};
 use crate::space::{Space, USER_END};
 
 /// MAP_SHARED and MAP_SHARED_VALIDATE have this bit, MAP_PRIVATE and MAP_DROPPABLE do not.
-const MAP_SHARED: u64 = 0x01;
+pub(crate) const MAP_SHARED: u64 = 0x01;
 const MAP_FIXED: u64 = 0x10;
-const MAP_ANONYMOUS: u64 = 0x20;
+pub(crate) const MAP_ANONYMOUS: u64 = 0x20;
 const MAP_GROWSDOWN: u64 = 0x100;
 const MAP_HUGETLB: u64 = 0x4_0000;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
@@ -106,7 +106,7 @@ pub fn at_exit(event: &CallEvent, birth: BirthId, files: &Files) -> Option<Op<'s
     let [a0, a1, a2, ..] = event.args;
     match event.call {
         Call::Mmap | Call::OldMmap | Call::Mmap2 => {
-            let region = mapped(event, result, birth, files)?;
+            let region = mapped(event, birth, files)?;
             let fixed = event.args[3] & MAP_FIXED != 0;
             Some(Op::Map { region, fixed })
         }
@@ -173,7 +173,8 @@ impl Remap {
 }
 
 /// What a successful `mmap` made.
-fn mapped(event: &CallEvent, start: u64, birth: BirthId, files: &Files) -> Option<Region> {
+pub(crate) fn mapped(event: &CallEvent, birth: BirthId, files: &Files) -> Option<Region> {
+    let start = event.outcome.value()?;
     let [_, len, prot, flags, _, offset] = event.args;
     let len = if flags & MAP_HUGETLB != 0 {
         let shift = match flags >> MAP_HUGE_SHIFT & 63 {

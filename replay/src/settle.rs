@@ -5,13 +5,13 @@
 //! that brings the model closest to the checkpoint.
 
 use maptrail_tracelog::calls::Effect;
-use maptrail_tracelog::record::{CallEvent, Checkpoint};
-use maptrail_tracelog::types::{PAGE, Range};
+use maptrail_tracelog::record::{CallEvent, Checkpoint, Vma};
+use maptrail_tracelog::types::{Addr, PAGE, Range};
 
-use crate::calls;
+use crate::calls::{self, MAP_ANONYMOUS, MAP_SHARED};
 use crate::check::{Comparison, compare};
 use crate::files::Files;
-use crate::region::BirthId;
+use crate::region::{BirthId, Region};
 use crate::space::Space;
 
 /// MAP_FIXED and MAP_FIXED_NOREPLACE.
@@ -134,13 +134,43 @@ impl Search<'_> {
         }
         let mut forms = vec![Vec::new()];
         for result in self.results(event, difference) {
-            let acted = calls::returning(event, result);
+            let acted = self.of_file(calls::returning(event, result));
             forms.push(vec![acted]);
             if event.call.effect() == Effect::Remap && result != event.args[0] {
                 forms.push(vec![from_reused(acted)]);
             }
         }
         forms
+    }
+
+    /// The same call with the file that the kernel shows where it would have mapped, if it is a call
+    /// that can have mapped that: nobody saw it end, so nobody asked what is behind its descriptor.
+    fn of_file(&self, event: CallEvent) -> CallEvent {
+        let flags = event.args[3];
+        let has_file = flags & MAP_ANONYMOUS == 0 || flags & MAP_SHARED != 0;
+        if event.call.effect() != Effect::Map || !has_file {
+            return event;
+        }
+        let fits = |vma: &Vma| {
+            let file = vma.file;
+            let event = CallEvent { file, ..event };
+            let region = calls::mapped(&event, BirthId::PRE_EXISTING, self.files)?;
+            let shown = Region::shown(vma, BirthId::PRE_EXISTING, self.files);
+            let is_shown = shown.clipped(region.range)?.range == region.range;
+            (is_shown && shown.same_at(&region, self.files)).then_some(event)
+        };
+        self.vma_at(event.outcome.value())
+            .and_then(fits)
+            .unwrap_or(event)
+    }
+
+    /// What the kernel has at an address.
+    fn vma_at(&self, addr: Option<u64>) -> Option<&Vma> {
+        let addr = Addr(addr?);
+        let vmas = &self.checkpoint.vmas;
+        let after = vmas.partition_point(|vma| vma.range.start <= addr);
+        let below = vmas.get(after.checked_sub(1)?)?;
+        below.range.contains(addr).then_some(below)
     }
 
     /// Values that the call could have come back with.

@@ -13,8 +13,8 @@ use maptrail_tracelog::types::{Addr, FileId, PAGE, Range, SpaceId, Stamp};
 use maptrail_tracelog::writer::Chunk;
 
 use crate::log::{
-    ENOMEM, Log, MAIN, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MREMAP_DONTUNMAP, MREMAP_FIXED,
-    MREMAP_MAYMOVE, RW, START_BRK, T0, T1, range, vma,
+    ENOMEM, Log, MAIN, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, MREMAP_DONTUNMAP,
+    MREMAP_FIXED, MREMAP_MAYMOVE, RW, START_BRK, T0, T1, range, vma,
 };
 
 const A: u64 = 0x10_0000;
@@ -196,6 +196,41 @@ fn an_unfinished_call_is_settled_by_the_next_checkpoint() {
             "{what}: {found:#?}"
         );
     }
+}
+
+#[test]
+fn an_unfinished_mapping_of_a_file_takes_what_the_kernel_shows() {
+    let settled = |flags: u64, offset: u64, shown: &[Vma]| {
+        let mut log = Log::new(&[]);
+        log.file(FileId(5), 11, "/data");
+        log.file(FileId(6), 12, "/dev/zero (deleted)");
+        log.mmap(A, 4);
+        let args = [0, 3 * PAGE, RW, flags, 3, offset];
+        let begun = log.begin(T1, Call::Mmap, &args);
+        log.finish(begun, Outcome::Unfinished);
+        let mut all = vec![vma(range(A, 4), "rw-p")];
+        all.extend(shown);
+        log.checkpoint(&all);
+        judge(&log).drift_bytes
+    };
+    let of = |file: u32, perms: &str, offset: u64| Vma {
+        file: FileId(file),
+        offset,
+        ..vma(range(B, 3), perms)
+    };
+    let shared_memory = MAP_SHARED | MAP_ANONYMOUS;
+    assert_eq!(
+        settled(MAP_PRIVATE, 2 * PAGE, &[of(5, "rw-p", 2 * PAGE)]),
+        0
+    );
+    assert_eq!(settled(MAP_SHARED, 0, &[of(5, "rw-s", 0)]), 0);
+    assert_eq!(settled(shared_memory, 0, &[of(6, "rw-s", 0)]), 0);
+    // What its arguments contradict it did not make.
+    assert_ne!(settled(MAP_PRIVATE, PAGE, &[of(5, "rw-p", 2 * PAGE)]), 0);
+    assert_ne!(settled(MAP_PRIVATE, 0, &[of(5, "r--p", 0)]), 0);
+    assert_ne!(settled(MAP_SHARED, 0, &[of(5, "rw-p", 0)]), 0);
+    let anonymous = MAP_PRIVATE | MAP_ANONYMOUS;
+    assert_ne!(settled(anonymous, 0, &[of(5, "rw-p", 0)]), 0);
 }
 
 /// A process is killed while several threads are in calls, and one took the place of another.
