@@ -199,6 +199,7 @@ pub(crate) fn mapped(event: &CallEvent, birth: BirthId, files: &Files) -> Option
         offset,
         file: event.file,
         birth,
+        moved_by: 0,
     })
 }
 

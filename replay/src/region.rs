@@ -4,7 +4,7 @@
 //! comparison are joined by the rule here first. Nothing in this file changes a space.
 
 use maptrail_tracelog::record::Vma;
-use maptrail_tracelog::types::{FileId, PAGE, Perms, Range};
+use maptrail_tracelog::types::{Addr, FileId, PAGE, Perms, Range};
 use serde::{Serialize, Serializer};
 
 use crate::files::Files;
@@ -49,6 +49,8 @@ pub struct Region {
     pub file: FileId,
     /// The call that made it.
     pub birth: BirthId,
+    /// How far up `mremap` has moved it since then, bytes; wraps round where it went down.
+    pub moved_by: u64,
 }
 
 fn display<S: Serializer>(range: &Range, s: S) -> Result<S::Ok, S::Error> {
@@ -68,7 +70,14 @@ impl Region {
             offset: if backed { vma.offset } else { 0 },
             file: vma.file,
             birth,
+            moved_by: 0,
         }
+    }
+
+    /// Where the byte at `addr` was when its call made it.
+    #[must_use]
+    pub fn origin_of(&self, addr: Addr) -> Addr {
+        Addr(addr.0.wrapping_sub(self.moved_by))
     }
 
     /// Length in bytes.
@@ -153,7 +162,6 @@ pub fn joined<'a>(
 mod tests {
     use super::*;
     use maptrail_tracelog::record::FileInfo;
-    use maptrail_tracelog::types::Addr;
 
     fn region(start: u64, pages: u64, file: u32, offset: u64) -> Region {
         Region {
@@ -167,6 +175,7 @@ mod tests {
             offset,
             file: FileId(file),
             birth: BirthId::PRE_EXISTING,
+            moved_by: 0,
         }
     }
 

@@ -413,6 +413,7 @@ impl Space {
                     offset: 0,
                     file: FileId::ANON,
                     birth,
+                    moved_by: 0,
                 },
                 deltas,
             );

@@ -1,5 +1,8 @@
 //! `who`: every call that touched an address, from the birth of what is mapped there to the end,
-//! following it backwards through moves.
+//! through all its moves.
+//!
+//! A first pass finds what is mapped there in the end, and where that was born; a second one goes
+//! along with it from there.
 
 use std::collections::BTreeMap;
 
@@ -91,7 +94,6 @@ pub fn who(
         until,
         only,
         spaces: Vec::new(),
-        moves: Vec::new(),
     };
     let world = replay(source, &mut lives)?;
     let stopped: Vec<SpaceId> = world.spaces().map(|space| space.id()).collect();
@@ -107,7 +109,7 @@ pub fn who(
         .spaces
         .iter()
         .filter(|life| life.was_ever_mapped)
-        .map(|life| Trail::of(life, addr, &lives.moves, &world))
+        .map(|life| Trail::of(life, addr, &world))
         .collect();
     trails.sort_by_key(|trail| trail.who.space);
     let mut follower = Follower { trails, until };
@@ -172,22 +174,12 @@ struct Life {
     is_taken: bool,
 }
 
-/// A piece that landed elsewhere.
-#[derive(Clone, Copy, Debug)]
-struct Moved {
-    space: SpaceId,
-    stamp: Stamp,
-    from: Range,
-    to: Range,
-}
-
-/// First pass: what is at the address in the end, and all moves.
+/// First pass: what is at the address in the end.
 struct Lives {
     addr: Addr,
     until: Nanos,
     only: Option<SpaceId>,
     spaces: Vec<Life>,
-    moves: Vec<Moved>,
 }
 
 impl Lives {
@@ -227,14 +219,6 @@ impl Lives {
 
 impl Observer for Lives {
     fn change(&mut self, _world: &World, moment: &Moment, delta: &Delta) {
-        if let Delta::Landed { from, region } = delta {
-            self.moves.push(Moved {
-                space: moment.space,
-                stamp: moment.stamp,
-                from: *from,
-                to: region.range,
-            });
-        }
         if arrived(delta).is_some_and(|range| range.contains(self.addr))
             && let Some(life) = self.life(moment.space)
         {
@@ -251,18 +235,11 @@ impl Observer for Lives {
     }
 }
 
-/// Where the memory was, and from which stamp on.
-#[derive(Clone, Copy, Debug)]
-struct Segment {
-    from: Stamp,
-    addr: Addr,
-}
-
 /// A space's answer in the making.
 struct Trail {
     who: Who,
-    /// Ascending by stamp; the last one is the address asked for.
-    segments: Vec<Segment>,
+    /// Where the memory is that is asked for: at first where it was born, at last the address.
+    at: Addr,
     /// The space and those it was forked from, each from a stamp on; ascending.
     lineage: Vec<(Stamp, SpaceId)>,
     /// Nothing before this is of interest: the birth of what is there now.
@@ -270,32 +247,8 @@ struct Trail {
 }
 
 impl Trail {
-    fn of(life: &Life, addr: Addr, moves: &[Moved], world: &World) -> Trail {
-        let lineage = lineage(life.space, world);
+    fn of(life: &Life, addr: Addr, world: &World) -> Trail {
         let birth = life.now.and_then(|now| now.birth);
-        let since = match (life.now, birth) {
-            (Some(_), Some(birth)) => birth.stamp,
-            _ => Stamp(0),
-        };
-        let mut segments = Vec::new();
-        let mut at = addr;
-        if life.now.is_some() {
-            for moved in moves.iter().rev().take_while(|m| m.stamp >= since) {
-                if moved.to.contains(at) && space_at(&lineage, moved.stamp) == moved.space {
-                    segments.push(Segment {
-                        from: moved.stamp,
-                        addr: at,
-                    });
-                    let inside = at.0 - moved.to.start.0;
-                    at = Addr(moved.from.start.0.saturating_add(inside));
-                }
-            }
-        }
-        segments.push(Segment {
-            from: Stamp(0),
-            addr: at,
-        });
-        segments.reverse();
         Trail {
             who: Who {
                 space: life.space,
@@ -303,23 +256,24 @@ impl Trail {
                 later: None,
                 touches: Vec::new(),
             },
-            segments,
-            lineage,
-            since,
+            at: life.now.map_or(addr, |now| now.region.origin_of(addr)),
+            lineage: lineage(life.space, world),
+            since: birth.map_or(Stamp(0), |birth| birth.stamp),
         }
     }
 
-    /// Where the memory is just before `stamp`, and from it on: the two differ at a move.
-    fn around(&self, stamp: Stamp) -> (Addr, Addr) {
-        let at = |after: usize| {
-            after
-                .checked_sub(1)
-                .and_then(|i| self.segments.get(i))
-                .map_or(Addr(0), |segment| segment.addr)
-        };
-        let before = self.segments.partition_point(|s| s.from < stamp);
-        let after = self.segments.partition_point(|s| s.from <= stamp);
-        (at(before), at(after))
+    /// Whether it leads through `space` at that time.
+    fn is_in(&self, space: SpaceId, stamp: Stamp) -> bool {
+        stamp >= self.since && space_at(&self.lineage, stamp) == space
+    }
+
+    /// A piece of memory landed elsewhere: goes along if it is the one.
+    fn follow(&mut self, birth: Option<&Birth>, from: Range, to: Addr) {
+        let Some(now) = &self.who.now else { return };
+        let stamp = |birth: &Birth| birth.stamp;
+        if now.birth.as_ref().map(stamp) == birth.map(stamp) && from.contains(self.at) {
+            self.at = Addr(to.0.saturating_add(self.at.0 - from.start.0));
+        }
     }
 }
 
@@ -359,12 +313,8 @@ struct Follower {
 impl Follower {
     fn touch(&mut self, space: SpaceId, at: Nanos, stamp: Stamp, ranges: &[Range], what: &What) {
         for trail in &mut self.trails {
-            if stamp < trail.since || space_at(&trail.lineage, stamp) != space {
-                continue;
-            }
-            let (before, after) = trail.around(stamp);
-            let is_in = |addr: Addr| ranges.iter().any(|range| range.contains(addr));
-            if let Some(addr) = [before, after].into_iter().find(|addr| is_in(*addr)) {
+            let addr = trail.at;
+            if trail.is_in(space, stamp) && ranges.iter().any(|range| range.contains(addr)) {
                 trail.who.touches.push(Touch {
                     at,
                     stamp,
@@ -398,6 +348,18 @@ impl Observer for Follower {
         self.touch(event.space, at, stamp, &ranges, &What::Call(*event));
     }
 
+    fn change(&mut self, world: &World, moment: &Moment, delta: &Delta) {
+        let Delta::Landed { from, region } = delta else {
+            return;
+        };
+        let birth = world.births.get(region.birth);
+        for trail in &mut self.trails {
+            if trail.is_in(moment.space, moment.stamp) {
+                trail.follow(birth, *from, region.range.start);
+            }
+        }
+    }
+
     fn record(&mut self, world: &World, record: &Record) {
         match &record.body {
             Body::Checkpoint(checkpoint)
@@ -411,7 +373,7 @@ impl Observer for Follower {
             }
             Body::Look(look) => {
                 let trail = self.trails.iter().find(|t| t.who.space == look.space);
-                let Some(addr) = trail.map(|t| t.around(record.stamp).1) else {
+                let Some(addr) = trail.map(|trail| trail.at) else {
                     return;
                 };
                 let what = What::Look {

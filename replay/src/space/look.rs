@@ -56,6 +56,7 @@ impl Space {
                         deltas.push(Delta::Gained(after));
                     } else {
                         after.birth = before.birth;
+                        after.moved_by = before.moved_by;
                         if before != after {
                             deltas.push(Delta::Changed { before, after });
                         }

@@ -41,6 +41,9 @@ impl Space {
         for piece in &pieces {
             let region = Region {
                 range: moved(piece.range),
+                moved_by: piece
+                    .moved_by
+                    .wrapping_add(to.0.wrapping_sub(range.start.0)),
                 ..*piece
             };
             self.regions.insert(region.range.start.0, region);
@@ -92,6 +95,7 @@ impl Space {
                 end: range.end,
             },
             birth,
+            moved_by: 0,
             ..below
         };
         if let Some(region) = whole.clipped(range) {
@@ -117,6 +121,7 @@ impl Space {
             let copy = Region {
                 range: moved(piece.range),
                 birth,
+                moved_by: 0,
                 ..*piece
             };
             self.map(copy, deltas);
@@ -133,6 +138,7 @@ impl Space {
                 end: Addr(from.0.saturating_add(to.len())),
             },
             birth,
+            moved_by: 0,
             ..source
         };
         let whole = Range {

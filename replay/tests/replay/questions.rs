@@ -60,6 +60,39 @@ fn an_address_is_followed_back_through_moves() {
     );
 }
 
+/// So that nobody has to keep the moves, which can be many.
+#[test]
+fn a_mapping_knows_where_it_was_born() {
+    let mut log = Log::new(&[vma(range(C, 4), "rw-p")]);
+    log.mmap(A, 8);
+    for _ in 0..50 {
+        log.call(Call::Mremap, &[A, 8 * PAGE, 8 * PAGE, MREMAP_MAYMOVE], B);
+        log.call(Call::Mremap, &[B, 8 * PAGE, 8 * PAGE, MREMAP_MAYMOVE], A);
+    }
+    // A piece of it, and a new page behind that.
+    let piece = A + 2 * PAGE;
+    log.call(
+        Call::Mremap,
+        &[piece, 2 * PAGE, 3 * PAGE, MREMAP_MAYMOVE],
+        B,
+    );
+    // What was there before is followed, too.
+    let last = C + 3 * PAGE;
+    log.call(Call::Mremap, &[last, PAGE, PAGE, MREMAP_MAYMOVE], C - PAGE);
+    let (maps, _) = maps_at(&mut log.source(), None, None).expect("reads");
+    let origin = |addr| {
+        let regions = maps.iter().flat_map(|maps| &maps.regions);
+        let mut holding = regions.filter(|m| m.region.range.contains(Addr(addr)));
+        holding.next().map(|m| m.region.origin_of(Addr(addr)))
+    };
+    assert_eq!(origin(A + 17), Some(Addr(A + 17)));
+    assert_eq!(origin(B + PAGE), Some(Addr(piece + PAGE)));
+    assert_eq!(origin(B + 2 * PAGE), Some(Addr(B + 2 * PAGE)));
+    assert_eq!(origin(C - PAGE), Some(Addr(last)));
+    assert_eq!(calls_at(&log, B, MAIN).len(), 1 + 100 + 1);
+    assert_eq!(calls_at(&log, C - PAGE, MAIN), [(Call::Mremap, Addr(last))]);
+}
+
 #[test]
 fn an_address_in_a_forked_copy_is_followed_into_the_parent() {
     let mut log = Log::new(&[]);
