@@ -10,12 +10,13 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 
 use maptrail_tracelog::record::{Body, FileInfo, ModuleInfo, ModuleKind, Vma};
-use maptrail_tracelog::types::{FileId, ModuleId, SpaceId, Tid};
+use maptrail_tracelog::types::{FileId, ModuleId, Range, SpaceId, Tid};
 use rustc_hash::FxHashSet;
 
 use crate::maps::FileTable;
+use crate::patience::{PATIENCE, within};
 use crate::sys::{memory, open};
-use crate::unwind::{AddressMap, FileKey, Modules};
+use crate::unwind::{AddressMap, FileKey, ModuleFile, Modules};
 
 /// Longest vdso that is believed, bytes.
 const VDSO_MAX: u64 = 64 << 10;
@@ -119,14 +120,23 @@ fn find_file(
     if let Some(known) = modules.find(key) {
         return Some(known);
     }
-    let (tid, range) = (source.tid, vma.range);
+    let (info, range) = (info.clone(), vma.range);
+    let file = within(PATIENCE, move || {
+        open_file(source, &info, range).map(ModuleFile::from)
+    });
+    Some(modules.add_file(key, file??))
+}
+
+/// The file that a thread mapped at `range`, if it can be opened.
+fn open_file(source: Source, info: &FileInfo, range: Range) -> Option<File> {
+    let tid = source.tid;
     let places = [
         source.fd.map(|fd| format!("/proc/{tid}/fd/{fd}")),
         Some(format!("/proc/{tid}/exe")),
         Some(format!("/proc/{tid}/map_files/{range}")),
     ];
     let by_link = places.into_iter().flatten();
-    let file = by_link
+    by_link
         .filter_map(|place| open_regular(&place).ok())
         .find(|file| is_inode(file, info.inode))
         .or_else(|| {
@@ -135,8 +145,7 @@ fn find_file(
             open::in_root(&root, path)
                 .ok()
                 .filter(|file| is_inode(file, info.inode))
-        })?;
-    Some(modules.add_file(key, file))
+        })
 }
 
 /// Opens a file only if it is a regular one: opening a device or a FIFO can have effects.

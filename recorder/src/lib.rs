@@ -9,6 +9,7 @@
 //! mechanism   how stops are made: the seccomp filter
 //! unwind      from registers and stack memory to frames
 //! code, maps, residency, proc    what the kernel says of a space
+//! patience    questions that a recorded process may have to answer
 //! journal     from the tracer to the log's file
 //! front       from the tracer to the process that the user started
 //! core        which core the tracer runs on
@@ -25,6 +26,7 @@ mod journal;
 mod launch;
 mod maps;
 mod mechanism;
+mod patience;
 mod proc;
 mod residency;
 #[allow(

@@ -119,12 +119,6 @@ impl AddressMap {
     pub fn iter(&self) -> impl Iterator<Item = Code> + '_ {
         self.code.0.iter().copied()
     }
-
-    /// Forgets everything (exec).
-    pub fn clear(&mut self) {
-        self.code.0.clear();
-        self.claims.0.clear();
-    }
 }
 
 /// Disjoint pieces in ascending order; neighbours that are alike are joined.

@@ -5,8 +5,15 @@
 //! bytes say, reading is bounded by the file's size and by the limits below, and nothing panics. Of
 //! 32-bit files only the segments and the build id are read: frames in them are placed, not unwound.
 
+use std::cell::Cell;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use nix::sys::statfs::fstatfs;
+
+use crate::patience::{PATIENCE, within};
 
 /// No table (section headers, unwind sections) larger than this is read whole, in bytes.
 const MAX_TABLE: u64 = 128 << 20;
@@ -24,11 +31,77 @@ const SHF_COMPRESSED: u64 = 0x800;
 const NT_GNU_BUILD_ID: u32 = 3;
 const PAGE: u64 = 4096;
 
+/// `FUSE_SUPER_MAGIC` of linux/magic.h.
+const FUSE: i64 = 0x6573_5546;
+
 /// Where a module's bytes come from.
 #[derive(Debug)]
 pub(super) enum Source {
-    File(File),
+    File(ModuleFile),
     Memory(Box<[u8]>),
+}
+
+/// An open file of a module.
+#[derive(Debug)]
+pub struct ModuleFile {
+    file: Arc<File>,
+    /// A program serves it, which may be one that waits for us.
+    served: bool,
+    /// It did not answer once.
+    silent: Cell<bool>,
+}
+
+impl From<File> for ModuleFile {
+    /// Asks what file system it is on, which may take as long as that likes.
+    fn from(file: File) -> ModuleFile {
+        let served = fstatfs(&file).is_ok_and(|fs| fs.filesystem_type().0 == FUSE);
+        ModuleFile {
+            file: Arc::new(file),
+            served,
+            silent: Cell::new(false),
+        }
+    }
+}
+
+impl ModuleFile {
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if !self.served {
+            return self.file.read_at(buf, offset);
+        }
+        let mut copy = vec![0; buf.len()];
+        let (copy, n) = self.ask(move |file| {
+            let n = file.read_at(&mut copy, offset);
+            (copy, n)
+        })?;
+        buf.copy_from_slice(&copy);
+        n
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        if !self.served {
+            return Ok(self.file.metadata()?.len());
+        }
+        Ok(self.ask(|file| file.metadata())??.len())
+    }
+
+    fn ask<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&File) -> T + Send + 'static,
+    ) -> io::Result<T> {
+        if self.silent.get() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let file = Arc::clone(&self.file);
+        let answer = within(PATIENCE, move || what(&file));
+        self.silent.set(answer.is_none());
+        answer.ok_or_else(|| io::ErrorKind::TimedOut.into())
+    }
 }
 
 impl Source {
@@ -41,7 +114,7 @@ impl Source {
                     match file.read_at(rest, offset.saturating_add(done as u64)) {
                         Ok(0) => break,
                         Ok(n) => done += n,
-                        Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                         Err(_) => break,
                     }
                 }
@@ -68,7 +141,7 @@ impl Source {
     /// The bytes of `[offset, offset + len)` that exist; `None` if `len` is beyond all limits.
     pub fn bytes(&self, offset: u64, len: u64) -> Option<Vec<u8>> {
         let total = match self {
-            Source::File(file) => file.metadata().ok()?.len(),
+            Source::File(file) => file.len().ok()?,
             Source::Memory(bytes) => bytes.len() as u64,
         };
         let len = len.min(total.saturating_sub(offset));

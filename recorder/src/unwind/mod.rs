@@ -27,6 +27,7 @@ use maptrail_tracelog::record::StackNode;
 use maptrail_tracelog::types::ModuleId;
 
 pub use address_map::{AddressMap, Code};
+pub use elf::ModuleFile;
 pub use intern::Interner;
 pub use memory::{FIRST_READ, StackCopy, TargetMemory};
 pub use modules::{FileKey, Modules};

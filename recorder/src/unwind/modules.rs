@@ -13,7 +13,7 @@ use maptrail_tracelog::types::ModuleId;
 use rustc_hash::FxHashMap;
 
 use super::cfi::{Cfi, Entry};
-use super::elf::{Layout, Source};
+use super::elf::{Layout, ModuleFile, Source};
 
 /// What identifies a file, as the kernel names it in maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,11 +55,11 @@ impl Modules {
 
     /// Adds a file that was mapped executable; returns the module that it already is, if so. Any
     /// content is accepted: what is no ELF file is a module without segments and unwind information.
-    pub fn add_file(&mut self, key: FileKey, file: File) -> ModuleId {
+    pub fn add_file(&mut self, key: FileKey, file: impl Into<ModuleFile>) -> ModuleId {
         if let Some(known) = self.find(key) {
             return known;
         }
-        let id = self.add(ModuleKind::File, Source::File(file));
+        let id = self.add(ModuleKind::File, Source::File(file.into()));
         self.files.insert(key, id);
         id
     }
@@ -112,7 +112,7 @@ impl Modules {
             .iter()
             .enumerate()
             .filter_map(|(index, module)| match &module.source {
-                Source::File(file) => Some((id_of(index), file)),
+                Source::File(file) => Some((id_of(index), file.file())),
                 Source::Memory(_) => None,
             })
     }
