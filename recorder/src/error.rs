@@ -39,15 +39,15 @@ pub enum Error {
         /// Cause and remedy.
         cause: String,
     },
+    /// The kernel cannot say what call a thread stands at.
+    #[error("this kernel is Linux {0}, and recording needs 5.3 or later")]
+    KernelTooOld(String),
     /// The kernel has no seccomp filters with RET_TRACE.
     #[error(
         "this kernel or container offers no seccomp filters that ask a tracer; \
          record with --mechanism syscall (slower: every system call stops)"
     )]
     NoSeccomp,
-    /// The tracer's process died.
-    #[error("the recorder was killed; the log holds all up to its last second{}", if *.0 { ", and the program was killed with it (--mechanism syscall lets it live on)" } else { "" })]
-    TracerDied(bool),
     /// Anything else that the kernel refused.
     #[error("{doing}: {source}")]
     System {

@@ -180,7 +180,8 @@ impl FromTracer {
                     answer => answer?,
                 };
             let mut files = Vec::new();
-            for message in received.cmsgs()? {
+            // If the descriptors were too many for this process, names are read from paths.
+            for message in received.cmsgs().into_iter().flatten() {
                 if let ControlMessageOwned::ScmRights(fds) = message {
                     files.extend(fds.into_iter().map(received_file));
                 }

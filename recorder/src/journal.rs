@@ -26,9 +26,12 @@ const CHUNK_EVENTS: usize = 8192;
 const CHUNK_AGE_NS: u64 = 400_000_000;
 /// Chunks that may wait for the disk (about 1 MiB each) before the tracer waits as well.
 const WAITING_CHUNKS: usize = 32;
-/// How long the tracer waits for a disk that does not move before it gives the log up: a target is
-/// never held for ever by an output that hangs.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the tracer waits for a disk that does not move before it gives the log up, nanoseconds:
+/// a target is never held for ever by an output that hangs.
+const PATIENCE_NS: u64 = 5_000_000_000;
+/// What was waited comes back at one part in so many of the time that passes: nor is it held again
+/// and again by one that is too slow.
+const REGAINED: u64 = 20;
 
 /// Creates the file of a log: readable by its owner only, never through a symbolic link, and never
 /// over an existing file unless `force`. What an existing file holds is still there.
@@ -112,8 +115,18 @@ pub struct Journal {
     to_writer: Option<SyncSender<Chunk>>,
     empty: Receiver<Chunk>,
     failure: Arc<OnceLock<String>>,
-    /// The output hangs: the writing thread cannot be waited for.
-    hangs: bool,
+    writer: JoinHandle<()>,
+    events: u64,
+    lost: Arc<AtomicU64>,
+    /// How long the tracer may wait for the output, nanoseconds, as of `since`.
+    patience: u64,
+    since: Nanos,
+}
+
+/// A log whose last chunk is on its way to the output.
+pub struct Closing {
+    failure: Arc<OnceLock<String>>,
+    /// `None` if the output hangs, and cannot be waited for.
     writer: Option<JoinHandle<()>>,
     events: u64,
     lost: Arc<AtomicU64>,
@@ -174,10 +187,11 @@ impl Journal {
             to_writer: Some(to_writer),
             empty,
             failure,
-            hangs: false,
-            writer: Some(writer),
+            writer,
             events: 0,
             lost,
+            patience: PATIENCE_NS,
+            since: Nanos(0),
         })
     }
 
@@ -237,21 +251,27 @@ impl Journal {
         let Some(to_writer) = &self.to_writer else {
             return Err("the log is closed".into());
         };
-        let patience_ends = self.now().0 + PATIENCE.as_nanos() as u64;
+        let begin = self.now();
+        let regained = begin.0.saturating_sub(self.since.0) / REGAINED;
+        let patience = (self.patience + regained).min(PATIENCE_NS);
         loop {
+            let waited = self.now().0.saturating_sub(begin.0);
+            self.patience = patience.saturating_sub(waited);
+            self.since = Nanos(begin.0 + waited);
             match to_writer.try_send(chunk) {
                 Ok(()) => return Ok(()),
-                Err(TrySendError::Full(back)) if self.now().0 < patience_ends => {
+                Err(TrySendError::Full(back)) if self.patience > 0 => {
                     chunk = back;
                     std::thread::sleep(Duration::from_micros(200));
                 }
                 Err(TrySendError::Full(back)) => {
                     self.lost
                         .fetch_add(back.events.len() as u64, Ordering::Relaxed);
-                    self.hangs = true;
-                    let why = format!("the output did not take data for {PATIENCE:?}");
-                    let _ = self.failure.set(why.clone());
-                    return Err(why);
+                    self.to_writer = None;
+                    let why = "the output takes data too slowly, or not at all: the program would \
+                               have waited for it";
+                    let _ = self.failure.set(why.into());
+                    return Err(why.into());
                 }
                 Err(TrySendError::Disconnected(back)) => {
                     self.lost
@@ -270,27 +290,40 @@ impl Journal {
         (self.events.saturating_sub(lost), lost)
     }
 
-    /// Hands on what is left (the summary is among it) and waits until all is
-    /// written. Returns the counts, and what went wrong with the output, if anything did.
-    pub fn close(mut self, low_water: Stamp, stacks: &mut Interner) -> (u64, u64, Option<String>) {
-        if !self.hangs {
-            if self.failure.get().is_some() {
-                self.drop_events();
-            }
-            let mut last = std::mem::take(&mut self.chunk);
-            last.low_water = low_water;
-            stacks.take_new(&mut last.nodes);
-            // A failure shows in `failure` and in the counts.
-            let _ = self.send(last);
+    /// Hands on what is left; the summary is among it.
+    pub fn close(mut self, low_water: Stamp, stacks: &mut Interner) -> Closing {
+        if self.failure.get().is_some() {
+            self.drop_events();
         }
-        drop(self.to_writer.take());
-        if let Some(writer) = self.writer.take()
-            && !self.hangs
-            && writer.join().is_err()
-        {
+        let mut last = std::mem::take(&mut self.chunk);
+        last.low_water = low_water;
+        stacks.take_new(&mut last.nodes);
+        // A failure shows in `failure` and in the counts.
+        let _ = self.send(last);
+        Closing {
+            failure: self.failure,
+            writer: self.to_writer.is_some().then_some(self.writer),
+            events: self.events,
+            lost: self.lost,
+        }
+    }
+}
+
+impl Closing {
+    /// Whether [`Closing::finish`] need not wait.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.writer.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits until all is written. Returns how many events are in the log, how many are not, and what
+    /// went wrong with the output, if anything did.
+    pub fn finish(self) -> (u64, u64, Option<String>) {
+        if self.writer.is_some_and(|writer| writer.join().is_err()) {
             let _ = self.failure.set("the writing thread panicked".into());
         }
-        let (events, lost) = self.counts();
+        let lost = self.lost.load(Ordering::Relaxed);
+        let events = self.events.saturating_sub(lost);
         (events, lost, self.failure.get().cloned())
     }
 }

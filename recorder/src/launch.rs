@@ -61,6 +61,8 @@ pub struct Recording {
     pub ended: Ended,
     /// How stops were made.
     pub mechanism: Mechanism,
+    /// The log is still being written: the user would not wait for its end.
+    pub interrupted: bool,
     /// The recording in numbers; `None` if the tracer was killed before the log was complete.
     pub report: Option<Report>,
     /// Modules that frames lie in, as they were when they were mapped.
@@ -115,7 +117,7 @@ fn executable(path: &Path) -> io::Result<()> {
 /// process has one thread.
 ///
 /// # Errors
-/// See [`Error`]; the program has not run, unless it is [`Error::TracerDied`].
+/// See [`Error`]; the program has not run.
 pub fn record(options: Options, say: &mut dyn FnMut(&str)) -> Result<Recording, Error> {
     let mechanism = match options.mechanism {
         Some(Mechanism::Seccomp) | None if spawn::seccomp_can_trace() => Mechanism::Seccomp,
@@ -129,10 +131,23 @@ pub fn record(options: Options, say: &mut dyn FnMut(&str)) -> Result<Recording, 
         }
         Some(other) => other,
     };
+    if let Some(kernel) = too_old() {
+        return Err(Error::KernelTooOld(kernel));
+    }
     let before = spawn::block_front_signals().map_err(Error::system("blocking signals"))?;
     let outcome = launch(options, mechanism, before, say);
     spawn::restore_signals(&before);
     outcome
+}
+
+/// The running kernel, if it is older than 5.3, which has no PTRACE_GET_SYSCALL_INFO.
+fn too_old() -> Option<String> {
+    let uname = nix::sys::utsname::uname().ok()?;
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse::<u32>().ok();
+    let version = (next()?, next()?);
+    (version < (5, 3)).then_some(release)
 }
 
 fn launch(
@@ -163,6 +178,8 @@ fn launch(
         spawn::become_program(&start, at_program, status_end);
     };
     drop((at_program, status_end));
+    // The program has the limit that it was given; this process is about to be sent many files.
+    spawn::raise_descriptor_limit();
     let front = Front {
         name: options
             .command
@@ -317,8 +334,9 @@ impl Front {
         let mut tracer_lives = true;
         let mut ended = None;
         let mut report = None;
+        let mut interrupted = false;
         let mut modules = Vec::new();
-        while ended.is_none() || (report.is_none() && tracer_lives) {
+        while ended.is_none() || (report.is_none() && tracer_lives && !interrupted) {
             let mut fds: Vec<&dyn AsRawFd> = vec![&signals];
             if tracer_lives {
                 fds.push(&from_tracer);
@@ -357,7 +375,7 @@ impl Front {
                     libc::SIGCHLD => {}
                     libc::SIGINT | libc::SIGTERM | libc::SIGHUP if ended.is_some() => {
                         // The program is gone, and the user will not wait for the log's end.
-                        tracer_lives = false;
+                        interrupted = true;
                     }
                     // The whole process group has it already, the program among them.
                     _ if arrived.from_kernel => {}
@@ -384,6 +402,7 @@ impl Front {
         Ok(Recording {
             ended: ended.unwrap_or(Ended::Killed(libc::SIGKILL)),
             mechanism: self.mechanism,
+            interrupted: interrupted && report.is_none(),
             report,
             modules,
         })

@@ -140,7 +140,8 @@ impl Maps {
     }
 }
 
-fn clip(vma: Vma, to: Range) -> Option<Vma> {
+/// The part of a mapping that lies in a range.
+pub fn clip(vma: Vma, to: Range) -> Option<Vma> {
     let range = vma.range.intersect(to)?;
     let cut = range.start.0 - vma.range.start.0;
     let backed = vma.offset != 0 || vma.file != FileId::ANON;

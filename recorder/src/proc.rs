@@ -8,11 +8,16 @@ use maptrail_tracelog::types::{Addr, Pid, Tid};
 
 use crate::sys::attribute;
 
+/// The text of a file about a thread. A name in it is cut at 15 bytes, wherever its characters end.
+pub fn read_text(path: &str) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
+}
+
 /// `comm` of a thread.
 #[must_use]
 pub fn comm(tid: Tid) -> String {
-    let raw = fs::read(format!("/proc/{tid}/comm")).unwrap_or_default();
-    String::from_utf8_lossy(&raw).trim_end().to_owned()
+    let text = read_text(&format!("/proc/{tid}/comm")).unwrap_or_default();
+    text.trim_end().to_owned()
 }
 
 /// The process that a thread belongs to.
@@ -44,7 +49,7 @@ pub fn tracer_of(tid: Tid) -> Option<Pid> {
 }
 
 fn status_field(tid: Tid, key: &str) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let text = read_text(&format!("/proc/{tid}/status")).ok()?;
     text.lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
         .map(|value| value.trim().to_owned())
@@ -64,7 +69,7 @@ pub fn core_of(tid: Tid) -> Option<usize> {
 
 /// A number in `/proc/TID/stat`; fields count from 1.
 fn stat_field(tid: Tid, number: usize) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    let text = read_text(&format!("/proc/{tid}/stat")).ok()?;
     // The name in parentheses may hold anything; what follows the last one is field 3.
     let (_, after) = text.rsplit_once(')')?;
     after

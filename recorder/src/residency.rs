@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use maptrail_tracelog::record::{PageRun, Residency, RssSample, Vma};
 use maptrail_tracelog::types::{Addr, PAGE, Range, SpaceId, Tid};
 
+use crate::proc;
 use crate::sys::procmap::{self, Place};
 
 /// `VmSize`, `RssAnon`, ... of `/proc/PID/status`, in bytes. Counters that the kernel does not show
 /// stay 0.
 pub fn rss(tid: Tid) -> io::Result<RssSample> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/status"))?;
+    let text = proc::read_text(&format!("/proc/{tid}/status"))?;
     let mut sample = RssSample::default();
     for line in text.lines() {
         let Some((key, value)) = line.split_once(':') else {

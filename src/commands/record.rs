@@ -32,7 +32,7 @@ Examples:
   maptrail record -o run.maptrail --for 60s -- python3 train.py
   maptrail record --fail-on leak -- ./tests           in a CI job: 86 if anything leaks")]
 pub struct Args {
-    /// Where the log goes; `-` is stdout, and writes no names of functions [default: maptrail-DATE-TIME.maptrail]
+    /// Where the log goes; `-` is stdout, and writes no names of functions [default: maptrail-DATE-TIME-PID.maptrail]
     #[arg(short, long, value_name = "LOG")]
     output: Option<PathBuf>,
 
@@ -138,6 +138,16 @@ impl Args {
         let Some(path) = path else {
             return Ok(code);
         };
+        if recording.interrupted {
+            output::warn(
+                "the log is still being written, and not waited for: names of functions are looked up \
+                 when it is read",
+            );
+            if self.fail.any() {
+                bail!("the log was not checked for leaks");
+            }
+            return Ok(code);
+        }
         warn_of_losses(&recording);
         // The names of what was not recorded are missed by nobody.
         if self.symbols == SymbolsArg::Auto && !recorded_nothing(&recording) {
@@ -167,7 +177,8 @@ impl Args {
             Some(path) => Some(path.clone()),
             None => {
                 let now = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S");
-                Some(PathBuf::from(format!("maptrail-{now}.maptrail")))
+                let pid = std::process::id();
+                Some(PathBuf::from(format!("maptrail-{now}-{pid}.maptrail")))
             }
         }
     }

@@ -8,21 +8,23 @@
 //! `ptrace` (only attempts to become a tracer do). `clone3` hides its flags in memory, so it stops
 //! always.
 
-use std::sync::OnceLock;
-
 use libc::{
-    BPF_ABS, BPF_JA, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
-    SECCOMP_RET_TRACE, sock_filter,
+    BPF_ABS, BPF_ALU, BPF_AND, BPF_JA, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W,
+    SECCOMP_RET_ALLOW, SECCOMP_RET_TRACE, sock_filter,
 };
-use maptrail_tracelog::calls::{Abi, Call, I386_IPC, IPC_SHMAT, IPC_SHMDT};
+use maptrail_tracelog::calls::{Abi, Call, I386_IPC, IPC_SHMAT, IPC_SHMDT, X32_BIT};
 
-use crate::sys::ptrace::{AUDIT_ARCH_I386, AUDIT_ARCH_X86_64, X32_BIT};
+use crate::sys::ptrace::{AUDIT_ARCH_I386, AUDIT_ARCH_X86_64};
 
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
 /// The low half of the first argument; on a little-endian machine it comes first.
 const ARG0: u32 = 16;
+
+/// What the filter gives with each stop, to tell it from the stops of a filter of the program's own.
+pub const DATA: u32 = 0x4d54;
+const TRACE: u32 = SECCOMP_RET_TRACE | DATA;
 
 /// `CLONE_UNTRACED`: the child would not be traced, and the filter would fail its memory calls.
 pub const CLONE_UNTRACED: u64 = 0x0080_0000;
@@ -46,7 +48,7 @@ impl Watched {
     pub fn from_number(abi: Abi, number: u64) -> Option<Watched> {
         Watched::ALL
             .into_iter()
-            .find(|w| u64::from(w.number(abi)) == number & !X32_BIT)
+            .find(|w| u64::from(w.number(abi)) == number & !u64::from(X32_BIT))
     }
 
     fn number(self, abi: Abi) -> u32 {
@@ -75,6 +77,8 @@ enum When {
     Always,
     /// The first argument equals one of these.
     FirstArgIs(&'static [u32]),
+    /// Its lower half does.
+    FirstHalfIs(&'static [u32]),
     /// The first argument has one of these bits.
     FirstArgHas(u32),
 }
@@ -87,28 +91,6 @@ fn when(call: Call) -> When {
         Call::ArchPrctl => When::FirstArgIs(&[0x2001, 0x2002, 0x2003, 0x5001, 0x5002]),
         _ => When::Always,
     }
-}
-
-/// Whether a stop made by the filter at this number can only be an x86-64 call: the filter stops at
-/// it on that ABI and on no other.
-#[must_use]
-pub fn is_surely_x86_64(number: u64) -> bool {
-    static SURE: OnceLock<[bool; 512]> = OnceLock::new();
-    let sure = SURE.get_or_init(|| {
-        let mut sure = [false; 512];
-        for (number, sure) in (0..).zip(&mut sure) {
-            *sure = stops_at(Abi::X86_64, number) && !stops_at(Abi::I386, number);
-        }
-        sure
-    });
-    let number = usize::try_from(number).unwrap_or(usize::MAX);
-    sure.get(number).copied().unwrap_or(false)
-}
-
-fn stops_at(abi: Abi, number: u64) -> bool {
-    Call::from_number(abi, number).is_some()
-        || Watched::from_number(abi, number).is_some()
-        || (abi == Abi::I386 && number == u64::from(I386_IPC))
 }
 
 /// The program. Some 200 instructions; the kernel allows 4096.
@@ -124,7 +106,7 @@ pub fn program() -> Vec<sock_filter> {
     p.push(ret(SECCOMP_RET_ALLOW));
     p.push(load(NUMBER));
     // The bit is tested before the numbers: x32 calls share the architecture of x86-64.
-    p.push(jump(BPF_JSET, X32_BIT as u32, 0, 1));
+    p.push(jump(BPF_JSET, X32_BIT, 0, 1));
     p.push(goto(x86_64.len()));
     p.extend(x86_64);
     p.extend(x32);
@@ -135,40 +117,55 @@ pub fn program() -> Vec<sock_filter> {
 
 /// The tests of one ABI, with the number in the accumulator; ends in an answer.
 fn section(abi: Abi) -> Vec<sock_filter> {
-    let bit = if abi == Abi::X32 { X32_BIT as u32 } else { 0 };
+    let bit = if abi == Abi::X32 { X32_BIT } else { 0 };
     let calls = Call::ALL
         .iter()
         .filter_map(|&call| Some((call.number(abi)?, when(call))));
     let watched = Watched::ALL.iter().map(|w| (w.number(abi), w.when()));
-    let ipc = (abi == Abi::I386).then_some((I386_IPC, When::FirstArgIs(&[IPC_SHMAT, IPC_SHMDT])));
+    // The upper half is a version (sys_ipc in the kernel's ipc/syscall.c).
+    let ipc = (abi == Abi::I386).then_some((I386_IPC, When::FirstHalfIs(&[IPC_SHMAT, IPC_SHMDT])));
     let mut p = Vec::new();
     for (number, when) in calls.chain(watched).chain(ipc) {
         let answer = match when {
-            When::Always => vec![ret(SECCOMP_RET_TRACE)],
+            When::Always => vec![ret(TRACE)],
             When::FirstArgIs(values) => {
                 let mut a = vec![load(ARG0)];
-                for value in values {
-                    a.push(jump(BPF_JEQ, *value, 0, 1));
-                    a.push(ret(SECCOMP_RET_TRACE));
-                }
-                a.push(ret(SECCOMP_RET_ALLOW));
+                a.extend(if_any_of(values));
+                a
+            }
+            When::FirstHalfIs(values) => {
+                let mut a = vec![
+                    load(ARG0),
+                    statement(BPF_ALU | BPF_AND | BPF_K, 0xffff, 0, 0),
+                ];
+                a.extend(if_any_of(values));
                 a
             }
             When::FirstArgHas(bits) => vec![
                 load(ARG0),
                 jump(BPF_JSET, bits, 0, 1),
-                ret(SECCOMP_RET_TRACE),
+                ret(TRACE),
                 ret(SECCOMP_RET_ALLOW),
             ],
         };
         p.push(jump(
             BPF_JEQ,
-            number & !(X32_BIT as u32) | bit,
+            number & !X32_BIT | bit,
             0,
             answer.len() as u8,
         ));
         p.extend(answer);
     }
+    p.push(ret(SECCOMP_RET_ALLOW));
+    p
+}
+
+/// Stops if the accumulator holds one of these.
+fn if_any_of(values: &[u32]) -> Vec<sock_filter> {
+    let mut p: Vec<sock_filter> = values
+        .iter()
+        .flat_map(|value| [jump(BPF_JEQ, *value, 0, 1), ret(TRACE)])
+        .collect();
     p.push(ret(SECCOMP_RET_ALLOW));
     p
 }
@@ -220,6 +217,8 @@ mod tests {
                     ARG0 => arg0,
                     other => panic!("load of offset {other}"),
                 };
+            } else if code == BPF_ALU | BPF_AND | BPF_K {
+                acc &= i.k;
             } else if code == BPF_RET | BPF_K {
                 return i.k;
             } else if code == BPF_JMP | BPF_JA {
@@ -246,13 +245,13 @@ mod tests {
     fn every_number_of_every_abi_is_answered_by_the_table() {
         let p = program();
         for abi in [Abi::X86_64, Abi::I386, Abi::X32] {
-            let bit = if abi == Abi::X32 { X32_BIT as u32 } else { 0 };
+            let bit = if abi == Abi::X32 { X32_BIT } else { 0 };
             for number in 0..1024u32 {
                 let call = Call::from_number(abi, u64::from(number | bit));
                 let plain = call.is_some_and(|c| matches!(when(c), When::Always));
                 let clone3 = Watched::from_number(abi, u64::from(number)) == Some(Watched::Clone3);
                 let expected = if plain || clone3 {
-                    SECCOMP_RET_TRACE
+                    TRACE
                 } else {
                     SECCOMP_RET_ALLOW
                 };
@@ -266,7 +265,7 @@ mod tests {
     #[test]
     fn arguments_decide_where_they_must() {
         let p = program();
-        let x64 = |number, arg0| run(&p, AUDIT_ARCH_X86_64, number, arg0) == SECCOMP_RET_TRACE;
+        let x64 = |number, arg0| run(&p, AUDIT_ARCH_X86_64, number, arg0) == TRACE;
         assert!(x64(157, 0x5356_4d41) && x64(157, 35));
         assert!(!x64(157, 15), "prctl(PR_SET_NAME) runs free");
         assert!(x64(56, CLONE_UNTRACED as u32 | 17));
@@ -275,19 +274,9 @@ mod tests {
             x64(101, 0) && !x64(101, 7),
             "PTRACE_TRACEME, not PTRACE_CONT"
         );
-        let i386 = |number, arg0| run(&p, AUDIT_ARCH_I386, number, arg0) == SECCOMP_RET_TRACE;
+        let i386 = |number, arg0| run(&p, AUDIT_ARCH_I386, number, arg0) == TRACE;
         assert!(i386(117, 21) && i386(117, 22) && !i386(117, 1));
-    }
-
-    #[test]
-    fn numbers_that_two_abis_share_are_not_sure() {
-        assert!(
-            is_surely_x86_64(9) && is_surely_x86_64(11),
-            "mmap and munmap"
-        );
-        assert!(!is_surely_x86_64(151), "munlockall, and i386 munlock");
-        assert!(!is_surely_x86_64(90), "i386 mmap");
-        assert!(!is_surely_x86_64(u64::from(X32_BIT as u32) | 9));
+        assert!(i386(117, 2 << 16 | 21), "shmat of another version");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! A mechanism decides two things: how a thread is resumed when nothing is to be seen of it
 //! (`seccomp` and later `gate` let it run to the filter's next word; `syscall` to its next call),
-//! and which stop means "at the entry of a call". Everything else is common to all of them.
+//! and whether the target can live without the tracer. Everything else is common to all of them.
 
 pub mod filter;
 
@@ -13,9 +13,10 @@ use crate::sys::ptrace::Resume;
 /// How a thread is resumed between calls that matter.
 #[must_use]
 pub fn idle(mechanism: Mechanism) -> Resume {
-    match mechanism {
-        Mechanism::Syscall => Resume::ToSyscall,
-        Mechanism::Seccomp | Mechanism::Gate => Resume::Run,
+    if mechanism == Mechanism::Syscall {
+        Resume::ToSyscall
+    } else {
+        Resume::Run
     }
 }
 

@@ -1,21 +1,19 @@
 //! A stopped thread as a value: what may be asked of it, and how it is let go.
 //!
-//! [`Stopped`] is made by [`super::wait`] only, and resuming consumes it, so the rest of the
-//! recorder can neither touch a running thread nor resume one twice.
+//! [`super::wait`] makes a [`Stopped`], and resuming consumes it, so the rest of the recorder neither
+//! touches a running thread nor resumes one twice. ([`Stopped::perhaps`] is for when that was lost.)
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 
 use libc::{c_long, c_uint, c_void, pid_t};
-use maptrail_tracelog::calls::Abi;
+use maptrail_tracelog::calls::{Abi, X32_BIT};
 use maptrail_tracelog::types::{Addr, Tid};
 
 /// `AUDIT_ARCH_X86_64` of linux/audit.h.
 pub const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// `AUDIT_ARCH_I386` of linux/audit.h.
 pub const AUDIT_ARCH_I386: u32 = 0x4000_0003;
-/// Set in the number of an x32 call (`__X32_SYSCALL_BIT`).
-pub const X32_BIT: u64 = 0x4000_0000;
 /// Linux 5.13; ptrace(2).
 const PTRACE_GET_RSEQ_CONFIGURATION: c_uint = 0x420f;
 
@@ -72,6 +70,8 @@ pub struct SyscallInfo {
     pub abi: Option<Abi>,
     /// Where it stands.
     pub position: Position,
+    /// What the seccomp filter that stopped it gave as data.
+    pub filter_data: Option<u32>,
     /// Its instruction pointer.
     pub rip: u64,
     /// Its stack pointer.
@@ -125,8 +125,13 @@ impl Stopped {
                 _ => Position::None,
             }
         };
+        // SAFETY: as above.
+        let filter_data = (info.op == libc::PTRACE_SYSCALL_INFO_SECCOMP)
+            .then(|| unsafe { info.u.seccomp.ret_data });
         let abi = match (info.arch, position) {
-            (AUDIT_ARCH_X86_64, Position::Entry { number, .. }) if number & X32_BIT != 0 => {
+            (AUDIT_ARCH_X86_64, Position::Entry { number, .. })
+                if number & u64::from(X32_BIT) != 0 =>
+            {
                 Some(Abi::X32)
             }
             (AUDIT_ARCH_X86_64, _) => Some(Abi::X86_64),
@@ -136,6 +141,7 @@ impl Stopped {
         Ok(SyscallInfo {
             abi,
             position,
+            filter_data,
             rip: info.instruction_pointer,
             rsp: info.stack_pointer,
         })
@@ -164,6 +170,25 @@ impl Stopped {
         unsafe { request(libc::PTRACE_SETREGS, "PTRACE_SETREGS", self.tid, 0, regs) }
     }
 
+    /// Sets the register of a call's first argument.
+    pub fn set_first_argument(&self, abi: Abi, value: u64) -> Result<()> {
+        let mut regs = self.regs()?;
+        match abi {
+            Abi::X86_64 | Abi::X32 => regs.rdi = value,
+            Abi::I386 => regs.rbx = value,
+        }
+        self.set_regs(&regs)
+    }
+
+    /// Gives the call that it is about to make an answer instead: the kernel does not make it.
+    pub fn answer(&self, result: i64) -> Result<()> {
+        let mut regs = self.regs()?;
+        // No call has this number.
+        regs.orig_rax = u64::MAX;
+        regs.rax = result.cast_unsigned();
+        self.set_regs(&regs)
+    }
+
     /// Writes one word of its memory.
     pub fn poke(&self, addr: u64, word: u64) -> Result<()> {
         // SAFETY: the data argument is a value here, not a pointer; the address is the target's.
@@ -176,6 +201,24 @@ impl Stopped {
                 word as *mut c_void,
             )
         }
+    }
+
+    /// Whether it stands at the ptrace event that it was reported for, and was not killed and came to
+    /// its exit meanwhile.
+    pub fn still_at_event(&self) -> Result<bool> {
+        let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: PTRACE_GETSIGINFO writes one siginfo_t; all its fields are integers.
+        let info = unsafe {
+            request(
+                libc::PTRACE_GETSIGINFO,
+                "PTRACE_GETSIGINFO",
+                self.tid,
+                0,
+                info.as_mut_ptr().cast(),
+            )?;
+            info.assume_init()
+        };
+        Ok(info.si_code >> 8 != libc::PTRACE_EVENT_EXIT)
     }
 
     /// The message of the event that it stopped for (a new thread's id, a former id, a status).
@@ -254,17 +297,18 @@ impl Stopped {
 }
 
 /// Becomes the tracer of `tid` without stopping it. Its children, threads, execs and exits are
-/// reported. With `exit_kill` the kernel kills it when this process ends.
-pub fn seize(tid: Tid, exit_kill: bool) -> io::Result<()> {
+/// reported. If it is `filtered`, so are the stops of its seccomp filter, and the kernel kills it when
+/// this process ends. (Without that option the kernel itself refuses what a filter of the program's own
+/// wants to have traced, as it does without a tracer.)
+pub fn seize(tid: Tid, filtered: bool) -> io::Result<()> {
     let mut options = libc::PTRACE_O_TRACESYSGOOD
         | libc::PTRACE_O_TRACECLONE
         | libc::PTRACE_O_TRACEFORK
         | libc::PTRACE_O_TRACEVFORK
         | libc::PTRACE_O_TRACEEXEC
-        | libc::PTRACE_O_TRACEEXIT
-        | libc::PTRACE_O_TRACESECCOMP;
-    if exit_kill {
-        options |= libc::PTRACE_O_EXITKILL;
+        | libc::PTRACE_O_TRACEEXIT;
+    if filtered {
+        options |= libc::PTRACE_O_TRACESECCOMP | libc::PTRACE_O_EXITKILL;
     }
     // SAFETY: the data argument of PTRACE_SEIZE is a bit set.
     let answer = unsafe {

@@ -173,15 +173,39 @@ pub fn become_background(keep: &[RawFd]) -> io::Result<()> {
         for fd in 0..3 {
             libc::dup2(null, fd);
         }
-        let mut keep = keep.to_vec();
-        keep.sort_unstable();
-        let mut from = 3;
-        for fd in keep.into_iter().chain([RawFd::MAX]) {
-            if from < fd {
-                libc::syscall(libc::SYS_close_range, from, fd - 1, 0);
-            }
-            from = from.max(fd.saturating_add(1));
+        // Nothing is looked for in a directory, and none is kept from being unmounted.
+        libc::chdir(c"/".as_ptr());
+    }
+    close_all_but(keep)
+}
+
+/// Closes every descriptor from 3 on but those in `keep`.
+fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
+    let mut keep = keep.to_vec();
+    keep.sort_unstable();
+    let mut from = 3;
+    for fd in keep.iter().copied().chain([RawFd::MAX]) {
+        // SAFETY: the caller owns the descriptors in `keep`; the others belong to nobody.
+        let answer = match from < fd {
+            true => unsafe { libc::syscall(libc::SYS_close_range, from, fd - 1, 0) },
+            false => 0,
+        };
+        if answer < 0 {
+            return close_each_but(&keep);
         }
+        from = from.max(fd.saturating_add(1));
+    }
+    Ok(())
+}
+
+/// The same before Linux 5.9, which has no close_range(2).
+fn close_each_but(keep: &[RawFd]) -> io::Result<()> {
+    let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2 && !keep.contains(fd)) {
+        // SAFETY: as above. The one that the list was read through is closed already.
+        unsafe { libc::close(fd) };
     }
     Ok(())
 }

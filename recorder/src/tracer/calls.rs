@@ -1,14 +1,16 @@
 //! What happens at a memory call: its entry, its exit, and what must be asked of the kernel besides.
 
 use maptrail_tracelog::calls::{Abi, Call, Effect};
-use maptrail_tracelog::record::{Body, CallEvent, Look, LookCause, Mechanism, Outcome};
+use maptrail_tracelog::record::{Body, CallEvent, Look, LookCause, Mechanism, Outcome, Vma};
 use maptrail_tracelog::types::{Addr, Perms, Range, SpaceId, StackId, Stamp, Tid};
 
 use super::decode::{self, Wanted};
-use super::state::{EVERYWHERE, MemoryCall, Pending, Unseen};
+use super::state::{Changed, EVERYWHERE, MemoryCall, Pending, Unseen};
 use super::{MemoryOf, Tracer};
 use crate::code::Source;
+use crate::maps::clip;
 use crate::mechanism::filter::{self, CLONE_UNTRACED, Watched};
+use crate::proc;
 use crate::sys::memory;
 use crate::sys::ptrace::{Position, Resume, StopError, Stopped};
 use crate::unwind::Regs;
@@ -20,40 +22,25 @@ const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
 const MAP_HUGETLB: u64 = 0x4_0000;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
-const MREMAP_FIXED: u64 = 2;
+pub(super) const MREMAP_FIXED: u64 = 2;
 const PROT_EXEC: u64 = 4;
 const PR_SET_VMA: u64 = 0x5356_4d41;
+/// PTRACE_TRACEME, PTRACE_ATTACH, PTRACE_SEIZE.
+const WANTS_TO_TRACE: [u64; 3] = [0, 16, 0x4206];
 /// Number of `munmap` on x86-64.
 pub(super) const MUNMAP: u64 = 11;
 
 impl Tracer {
-    /// The filter stopped a thread, before its call. One question is enough: the kernel's description
-    /// of the call has the two registers that most stacks need. Where they were not enough, all
-    /// registers say the rest, too, if the number alone tells the ABI (no other's filter stops at it).
-    pub(super) fn at_filter(&mut self, stopped: Stopped) -> Result<(), StopError> {
-        let needs_registers = self
-            .threads
-            .get(&stopped.tid())
-            .is_some_and(|t| t.needs_registers);
-        if !needs_registers {
-            return self.at_call(stopped);
-        }
-        let regs = stopped.regs()?;
-        if !filter::is_surely_x86_64(regs.orig_rax) {
-            return self.at_call(stopped);
-        }
-        let entry = Entry {
-            abi: Abi::X86_64,
-            number: regs.orig_rax,
-            args: [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9],
-            regs: Regs::from(&regs),
-        };
-        self.entry(stopped, &entry)
-    }
-
-    /// A thread stands at the entry or the exit of a system call.
+    /// A thread stands at the entry or the exit of a system call. One question is enough: the
+    /// kernel's description of the call has the two registers that most stacks need.
     pub(super) fn at_call(&mut self, stopped: Stopped) -> Result<(), StopError> {
         let info = stopped.syscall_info()?;
+        if info.filter_data.is_some_and(|data| data != filter::DATA) {
+            // A filter of the program's own wants a tracer, and we are not that: without one the
+            // kernel refuses the call (seccomp(2), SECCOMP_RET_TRACE).
+            stopped.answer(-i64::from(libc::ENOSYS))?;
+            return self.resume(stopped);
+        }
         match (info.abi, info.position) {
             (Some(abi), Position::Entry { number, args }) => {
                 let entry = Entry {
@@ -142,16 +129,19 @@ impl Tracer {
     }
 
     fn released_unseen(&mut self, tid: Tid, space: SpaceId, call: &MemoryCall, range: Range) {
-        let Some(thread) = self.threads.get_mut(&tid) else {
+        let Some(thread) = self.threads.get(&tid) else {
             return;
         };
-        thread.unseen = Some(Unseen {
-            entry: call.entry,
-            range,
-        });
         let ix = thread.ix;
         self.code_gone(space, Some(range));
         let exit = self.stamp();
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.unseen = Some(Unseen {
+                entry: call.entry,
+                exit,
+                range,
+            });
+        }
         let event = call.ended(ix, space, Outcome::Returned(0), exit, call.entry_ns);
         self.push_event(event);
     }
@@ -166,9 +156,20 @@ impl Tracer {
         if let (Some(unseen), Some(space)) = (thread.unseen.take(), thread.space)
             && stopped.regs()?.orig_rax == MUNMAP
         {
-            self.look(tid, space, unseen.entry, unseen.range, LookCause::Race);
+            self.look(tid, space, unseen.exit, unseen.range, LookCause::Race);
         }
         Ok(())
+    }
+
+    /// The same for a thread that died without a stop at its exit. Whatever it did after that
+    /// release, others of its space may live to be recorded.
+    pub(super) fn settle_unseen_of_the_dead(&mut self, tid: Tid) {
+        let Some(thread) = self.threads.get_mut(&tid).filter(|t| !t.exiting) else {
+            return;
+        };
+        if let (Some(unseen), Some(space)) = (thread.unseen.take(), thread.space) {
+            self.look(tid, space, unseen.exit, unseen.range, LookCause::Race);
+        }
     }
 
     fn exit(&mut self, stopped: Stopped, value: i64) -> Result<(), StopError> {
@@ -176,8 +177,7 @@ impl Tracer {
         let pending = self.threads.get_mut(&tid).and_then(|t| t.pending.take());
         match pending {
             Some(Pending::Memory(call)) => self.memory_exit(tid, call, value),
-            Some(Pending::Clone { abi, flags }) => set_first_register(&stopped, abi, flags)?,
-            Some(Pending::Clone3 { addr, flags }) => stopped.poke(addr, flags)?,
+            Some(Pending::Clone(changed)) => changed.put_back(&stopped)?,
             Some(Pending::Ptrace) => self.ptrace_exit(tid, value),
             None => {}
         }
@@ -285,8 +285,9 @@ impl Tracer {
             };
             let modules = &mut self.unwinder.modules;
             let files = &self.files;
+            let part = clip(vma, range).unwrap_or(vma);
             self.code
-                .add(modules, &mut space.code, source, &clip(vma, range), files);
+                .add(modules, &mut space.code, source, &part, files);
         } else {
             space.code.cover(range);
         }
@@ -354,10 +355,17 @@ impl Tracer {
 
     /// Memory became executable: what is behind it?
     pub(super) fn code_appeared(&mut self, tid: Tid, space: SpaceId, range: Range) {
-        let Some(space) = self.spaces.get_mut(&space) else {
+        let Some(s) = self.spaces.get_mut(&space) else {
             return;
         };
-        let Ok(vmas) = space.maps.within(range, &mut self.files) else {
+        if let Ok(vmas) = s.maps.within(range, &mut self.files) {
+            self.code_is_at(tid, space, &vmas);
+        }
+    }
+
+    /// Enters the executable ones of these mappings.
+    pub(super) fn code_is_at(&mut self, tid: Tid, space: SpaceId, vmas: &[Vma]) {
+        let Some(space) = self.spaces.get_mut(&space) else {
             return;
         };
         for vma in vmas.iter().filter(|vma| vma.perms.executable()) {
@@ -376,9 +384,7 @@ impl Tracer {
         let Ok(vmas) = s.maps.within(range, &mut self.files) else {
             return;
         };
-        if vmas.iter().any(|vma| vma.perms.executable()) {
-            self.code_appeared(tid, space, range);
-        }
+        self.code_is_at(tid, space, &vmas);
         if cause != LookCause::Acquired {
             self.stats.settled += 1;
         }
@@ -438,13 +444,13 @@ impl Tracer {
                 &mut self.frames,
             )
         };
-        let mut end = unwind(regs);
-        if end.is_truncated() && regs.known != u16::MAX {
-            thread.needs_registers = true;
-            end = unwind(&Regs::from(&stopped.regs()?));
+        if !thread.needs_registers {
+            thread.needs_registers = unwind(regs).is_truncated();
         }
+        let truncated =
+            thread.needs_registers && unwind(&Regs::from(&stopped.regs()?)).is_truncated();
         thread.stack_wanted = self.stack.wanted();
-        Ok(self.stacks.intern(&self.frames, end.is_truncated()))
+        Ok(self.stacks.intern(&self.frames, truncated))
     }
 
     fn watched_entry(
@@ -457,17 +463,20 @@ impl Tracer {
         let tid = stopped.tid();
         let pending = match watched {
             Watched::Clone if arg0 & CLONE_UNTRACED != 0 => {
-                set_first_register(&stopped, abi, arg0 & !CLONE_UNTRACED)?;
-                Some(Pending::Clone { abi, flags: arg0 })
+                stopped.set_first_argument(abi, arg0 & !CLONE_UNTRACED)?;
+                let value = arg0;
+                Some(Pending::Clone(Changed::Register { abi, value }))
             }
             Watched::Clone3 => match memory::read_u64(tid, arg0) {
-                Some(flags) if flags & CLONE_UNTRACED != 0 => {
-                    stopped.poke(arg0, flags & !CLONE_UNTRACED)?;
-                    Some(Pending::Clone3 { addr: arg0, flags })
+                Some(value) if value & CLONE_UNTRACED != 0 => {
+                    stopped.poke(arg0, value & !CLONE_UNTRACED)?;
+                    Some(Pending::Clone(Changed::Word { addr: arg0, value }))
                 }
                 _ => None,
             },
-            Watched::Ptrace if self.journal.is_some() => Some(Pending::Ptrace),
+            Watched::Ptrace if WANTS_TO_TRACE.contains(&arg0) && self.journal.is_some() => {
+                Some(Pending::Ptrace)
+            }
             Watched::Clone | Watched::Ptrace => None,
         };
         if let Some(thread) = self.threads.get_mut(&tid) {
@@ -477,10 +486,10 @@ impl Tracer {
     }
 
     fn ptrace_exit(&mut self, tid: Tid, value: i64) {
-        if value >= 0 {
+        if value != -i64::from(libc::EPERM) {
             return;
         }
-        let name = crate::proc::comm(tid);
+        let name = proc::comm(tid);
         self.note(format!(
             "{name} (pid {tid}) asked to be traced, or to trace a process that is being recorded, \
              and was refused: a process has one tracer, and here that is maptrail"
@@ -505,21 +514,14 @@ const NO_LOOK: Looks = [None, None];
 fn partial_failure(event: &CallEvent) -> Looks {
     let [a0, a1, a2, a3, a4, _] = event.args;
     let at = |start, len| Range::pages(start, len).map(|r| (r, LookCause::PartialFailure));
-    // Refused before anything was done.
-    if event.outcome.errno() == Some(libc::EINVAL) {
-        return NO_LOOK;
-    }
+    // Mostly refused before anything was done; but what is mapped over a range may refuse when that
+    // is empty already.
+    let invalid = event.outcome.errno() == Some(libc::EINVAL);
     match event.call.effect() {
-        Effect::Protect => [at(a0, a1), None],
         Effect::Map if a3 & MAP_FIXED != 0 && a3 & MAP_FIXED_NOREPLACE == 0 => [at(a0, a1), None],
-        Effect::Remap => {
-            let destination = if a3 & MREMAP_FIXED != 0 {
-                at(a4, a2)
-            } else {
-                None
-            };
-            [at(a0, a1), destination]
-        }
+        Effect::Remap if a3 & MREMAP_FIXED != 0 => [at(a0, a1), at(a4, a2)],
+        _ if invalid => NO_LOOK,
+        Effect::Protect | Effect::Remap => [at(a0, a1), None],
         Effect::Unmap if event.outcome.errno() == Some(libc::ENOMEM) => [at(a0, a1), None],
         Effect::Look if event.call == Call::RemapFilePages => [at(a0, a1), None],
         _ => NO_LOOK,
@@ -532,23 +534,4 @@ fn stored_result(tid: Tid, call: &MemoryCall, value: i64) -> i64 {
         (Call::Shmat, Some(at)) if value == 0 => memory::read_u32(tid, at).map_or(value, i64::from),
         _ => value,
     }
-}
-
-fn clip(vma: maptrail_tracelog::record::Vma, to: Range) -> maptrail_tracelog::record::Vma {
-    let range = vma.range.intersect(to).unwrap_or(to);
-    maptrail_tracelog::record::Vma {
-        range,
-        offset: vma.offset + (range.start.0 - vma.range.start.0),
-        ..vma
-    }
-}
-
-/// Sets the register of a call's first argument.
-pub(super) fn set_first_register(stopped: &Stopped, abi: Abi, value: u64) -> Result<(), StopError> {
-    let mut regs = stopped.regs()?;
-    match abi {
-        Abi::X86_64 | Abi::X32 => regs.rdi = value,
-        Abi::I386 => regs.rbx = value,
-    }
-    stopped.set_regs(&regs)
 }

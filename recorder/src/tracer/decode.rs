@@ -12,7 +12,7 @@ pub struct Wanted {
     pub call: Call,
     /// Arguments in the form of the call; those past its count are 0.
     pub args: [u64; 6],
-    /// Where it will store its result, if not in a register.
+    /// Where it will store its result, if not in a register (i386 `ipc`).
     pub result_at: Option<u64>,
 }
 
@@ -22,17 +22,19 @@ const PRCTL_OPTIONS: [u64; 2] = [0x5356_4d41, 35];
 /// Reads a call. `None`: it is no memory call.
 #[must_use]
 pub fn decode(tid: Tid, abi: Abi, number: u64, args: [u64; 6]) -> Option<Wanted> {
-    if abi == Abi::I386 && number == u64::from(I386_IPC) {
-        return ipc(args);
+    let mut args = args;
+    if abi == Abi::I386 {
+        // 64-bit code may leave anything in the upper halves; the kernel cuts them off.
+        args = args.map(|arg| arg & u64::from(u32::MAX));
+        if number == u64::from(I386_IPC) {
+            return ipc(args);
+        }
     }
     let call = Call::from_number(abi, number)?;
-    let mut args = args;
-    let mut result_at = None;
     match call {
         Call::Prctl if !PRCTL_OPTIONS.contains(&args[0]) => return None,
         Call::ArchPrctl if !matches!(args[0], 0x2001..=0x2003 | 0x5001 | 0x5002) => return None,
         Call::OldMmap => args = old_mmap(tid, args[0])?,
-        Call::IoSetup => result_at = Some(args[1]),
         _ => {}
     }
     for unused in args.iter_mut().skip(call.args().len()) {
@@ -41,7 +43,7 @@ pub fn decode(tid: Tid, abi: Abi, number: u64, args: [u64; 6]) -> Option<Wanted>
     Some(Wanted {
         call,
         args,
-        result_at,
+        result_at: None,
     })
 }
 
@@ -96,12 +98,20 @@ mod tests {
     }
 
     #[test]
+    fn i386_arguments_are_cut_to_32_bits() {
+        let me = Tid(std::process::id());
+        let address = 0xffff_ffff_f700_0000;
+        let munmap = decode(me, Abi::I386, 91, [address, 4096, 0, 0, 0, 0]).expect("munmap");
+        assert_eq!(munmap.args[0], 0xf700_0000);
+    }
+
+    #[test]
     fn old_mmap_is_fetched_from_memory() {
         let block: [u32; 6] = [0, 8192, 3, 0x22, u32::MAX, 0];
         let me = Tid(std::process::id());
         let at = std::ptr::from_ref(&block) as u64;
-        let wanted = decode(me, Abi::I386, 90, [at, 9, 9, 9, 9, 9]).expect("old mmap");
-        assert_eq!(wanted.args, [0, 8192, 3, 0x22, 0xffff_ffff, 0]);
+        let args = old_mmap(me, at).expect("it is readable");
+        assert_eq!(args, [0, 8192, 3, 0x22, 0xffff_ffff, 0]);
     }
 
     #[test]

@@ -12,13 +12,14 @@ use maptrail_tracelog::calls::{Call, Effect};
 use maptrail_tracelog::record::CallEvent;
 use maptrail_tracelog::types::Range;
 
+use super::calls::MREMAP_FIXED;
+
 /// Mappings that are remembered for a space, at most.
 const MAX_MADE: usize = 1 << 16;
 /// MAP_PRIVATE | MAP_ANONYMOUS, and what changes nothing about a release: MAP_NORESERVE, MAP_POPULATE
 /// and MAP_STACK.
 const PLAIN: u64 = 0x22;
 const HARMLESS: u64 = 0x4000 | 0x8000 | 0x2_0000;
-const MREMAP_FIXED: u64 = 2;
 
 /// What plain calls made in one space and nobody has touched since.
 pub struct Fresh {

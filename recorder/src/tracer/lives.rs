@@ -1,20 +1,24 @@
 //! Threads, processes and programs that come and go.
 
+use maptrail_tracelog::calls::{Abi, X32_BIT};
 use maptrail_tracelog::record::{Body, CheckpointReason, Origin, SpaceEnd};
 use maptrail_tracelog::types::{Pid, SpaceId, ThreadIx, Tid};
 
-use super::calls::set_first_register;
-use super::state::{Pending, Space, Staying, Thread};
+use super::state::{Changed, Newborn, Pending, Space, Staying, Thread};
 use super::window::Window;
 use super::{Stop, StopError, Stopped, Tracer};
+use crate::patience::{PATIENCE, within};
 use crate::proc;
-use crate::sys::{ptrace, timer};
+use crate::sys::{memory, ptrace, timer};
 use crate::tracer::TICK;
 use crate::unwind::AddressMap;
 
 /// How long a thread stays at its exit for the others of its process, nanoseconds.
 const LONGEST_STAY_NS: u64 = 100_000_000;
-const EXIT_GROUP: u64 = 231;
+/// `exit_group` on x86-64, i386 and x32. The other calls of these numbers do not end a thread.
+const EXIT_GROUP: [u64; 3] = [231, 252, 0x4000_0000 | 231];
+/// `CLONE_VM`: the child shares the space.
+const CLONE_VM: u64 = 0x100;
 /// How long a newborn thread waits for its maker's stop, nanoseconds.
 const ORPHAN_NS: u64 = 200_000_000;
 
@@ -34,25 +38,35 @@ impl Tracer {
             // Ticks have ended with the log; this one may need them.
             let _ = timer::start(TICK);
         }
-        let since = timer::monotonic_ns();
-        self.newborn.insert(stopped.tid(), (stopped, since));
+        let newborn = Newborn {
+            since: timer::monotonic_ns(),
+            batches: self.batches,
+            stopped,
+        };
+        self.newborn.insert(newborn.stopped.tid(), newborn);
         Ok(())
     }
 
-    /// Newborn threads whose maker was killed before its stop was served wait for nobody.
+    /// Newborn threads whose maker was killed before its stop was served wait for nobody. Its stop may
+    /// be in the batch, though, or have come while that was served.
     pub(super) fn adopt_orphans(&mut self) {
         let now = timer::monotonic_ns();
         let due: Vec<Tid> = self
             .newborn
             .iter()
-            .filter(|(_, (_, since))| now.saturating_sub(*since) > ORPHAN_NS)
+            .filter(|(_, n)| {
+                now.saturating_sub(n.since) > ORPHAN_NS && self.batches > n.batches + 1
+            })
             .map(|(tid, _)| *tid)
             .collect();
         for tid in due {
-            let Some((born, _)) = self.newborn.remove(&tid) else {
+            let Some(Newborn { stopped: born, .. }) = self.newborn.remove(&tid) else {
                 continue;
             };
-            let pid = proc::process_of(tid).unwrap_or(Pid(tid.0));
+            let Some(pid) = proc::process_of(tid) else {
+                // Dead; that is told by itself.
+                continue;
+            };
             let of_process = |thread: &Thread| thread.pid == pid;
             let fellow = self
                 .threads
@@ -62,7 +76,7 @@ impl Tracer {
                 })
                 .map(|(t, _)| *t);
             match fellow {
-                Some(fellow) => self.adopt(fellow, tid),
+                Some(fellow) => self.adopt(fellow, tid, pid, true),
                 None => {
                     let recording = self.journal.is_some() && self.task.follow_forks;
                     let space = recording
@@ -72,46 +86,58 @@ impl Tracer {
             }
             self.first_stop(born);
         }
-        if self.journal.is_none() && self.newborn.is_empty() {
-            // As when the log was completed.
+        self.rest_without_log();
+    }
+
+    /// When the log is written, ticks are for newborn threads only.
+    pub(super) fn rest_without_log(&mut self) {
+        if self.journal.is_none() && self.written.is_none() && self.newborn.is_empty() {
+            // A failure costs a wake-up now and then.
             let _ = timer::stop();
         }
     }
 
     /// A thread made another one, which is traced as well.
     pub(super) fn child(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        if !stopped.still_at_event()? {
+            // Killed meanwhile, it stands at its exit, which will be told of, and its message is
+            // another one. Its child, if there is one, is an orphan.
+            return Ok(());
+        }
         let maker = stopped.tid();
         let child = Tid(stopped.event_message()? as u32);
-        if !self.threads.contains_key(&child) {
-            self.adopt(maker, child);
+        // A child that is dead already was told of before.
+        if !self.threads.contains_key(&child)
+            && let Some(pid) = proc::process_of(child)
+        {
+            let shares = shares_space(&stopped)?;
+            self.adopt(maker, child, pid, shares);
         }
-        if let Some((born, _)) = self.newborn.remove(&child) {
+        if let Some(Newborn { stopped: born, .. }) = self.newborn.remove(&child) {
             self.first_stop(born);
+            self.rest_without_log();
         }
         self.resume(stopped)
     }
 
     fn first_stop(&mut self, born: Stopped) {
-        // Its death, if that came first, is reported by itself.
-        match self.trap(born) {
-            Ok(()) | Err(StopError::Gone(_)) => {}
-            Err(error) => self.front.note(&format!("maptrail: {error}")),
-        }
+        let outcome = self.trap(born);
+        self.served(outcome);
     }
 
-    fn adopt(&mut self, maker: Tid, child: Tid) {
+    fn adopt(&mut self, maker: Tid, child: Tid, pid: Pid, shares: bool) {
         let Some(parent) = self.threads.get(&maker) else {
             return;
         };
         let (parent_pid, parent_space) = (parent.pid, parent.space);
         let birth_fix = match &parent.pending {
-            Some(Pending::Clone { abi, flags }) => Some((*abi, *flags)),
+            // In memory that it shares, its maker's exit puts the word back.
+            Some(Pending::Clone(Changed::Word { .. })) if shares => None,
+            Some(Pending::Clone(changed)) => Some(*changed),
             _ => None,
         };
-        let pid = proc::process_of(child).unwrap_or(Pid(child.0));
         let followed = pid == parent_pid || self.task.follow_forks;
         let recording = self.journal.is_some() && followed;
-        let shares = pid == parent_pid || ptrace::same_space(maker, child) == Some(true);
         let space = match parent_space.filter(|_| recording) {
             Some(space) if shares => {
                 if let Some(s) = self.spaces.get_mut(&space) {
@@ -140,7 +166,16 @@ impl Tracer {
         origin: Origin,
         code: AddressMap,
     ) -> Option<SpaceId> {
-        let space = Space::open(tid, code).ok()?;
+        let space = match Space::open(tid, code) {
+            Ok(space) => space,
+            Err(error) => {
+                let name = proc::comm(tid);
+                self.uncovered(format!(
+                    "{name} (pid {pid}) is not recorded: its maps cannot be read ({error})"
+                ));
+                return None;
+            }
+        };
         let id = SpaceId(self.stats.spaces as u32);
         self.stats.spaces += 1;
         self.spaces.insert(id, space);
@@ -155,21 +190,19 @@ impl Tracer {
     }
 
     fn new_thread(&mut self, tid: Tid, pid: Pid, space: Option<SpaceId>) -> &mut Thread {
-        let ix = ThreadIx(self.stats.threads as u32);
+        let mut thread = Thread::new(ThreadIx(self.stats.threads as u32), pid, space);
         if let Some(space) = space {
             self.stats.threads += 1;
+            thread.name = proc::comm(tid);
             self.record(Body::ThreadStart {
-                thread: ix,
+                thread: thread.ix,
                 tid,
                 pid,
                 space,
-                name: proc::comm(tid),
+                name: thread.name.clone(),
             });
         }
-        self.threads
-            .entry(tid)
-            .insert_entry(Thread::new(ix, pid, space))
-            .into_mut()
+        self.threads.entry(tid).insert_entry(thread).into_mut()
     }
 
     /// A stop at birth, at the end of a group-stop, or for nothing.
@@ -178,8 +211,8 @@ impl Tracer {
             .threads
             .get_mut(&stopped.tid())
             .and_then(|t| t.birth_fix.take());
-        if let Some((abi, value)) = fix {
-            set_first_register(&stopped, abi, value)?;
+        if let Some(changed) = fix {
+            changed.put_back(&stopped)?;
         }
         self.resume(stopped)
     }
@@ -187,6 +220,10 @@ impl Tracer {
     /// A process runs another program: its space is new, its other threads are gone, and the thread
     /// that called exec has taken the process's own id.
     pub(super) fn exec(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        if !stopped.still_at_event()? {
+            // Killed meanwhile: see `child`.
+            return Ok(());
+        }
         let tid = stopped.tid();
         let pid = Pid(tid.0);
         let former = Tid(stopped.event_message()? as u32);
@@ -202,7 +239,7 @@ impl Tracer {
             .map(|(t, _)| *t)
             .collect();
         for t in gone {
-            self.leave_space(t, SpaceEnd::Exec);
+            self.leave_space(t, SpaceEnd::Exec, Look::Gone);
             self.forget_thread(t, None);
         }
         if first {
@@ -220,7 +257,7 @@ impl Tracer {
     }
 
     fn warn_set_uid(&mut self, tid: Tid) {
-        if let Some(what) = proc::without_its_privileges(tid) {
+        if let Some(Some(what)) = within(PATIENCE, move || proc::without_its_privileges(tid)) {
             let name = proc::comm(tid);
             self.note(format!(
                 "{name} (pid {tid}) is {what} and runs without its privileges: \
@@ -237,12 +274,13 @@ impl Tracer {
         let killed = stopped.event_message()? & 0x7f != 0;
         self.abandon_call(tid);
         self.settle_unseen(&stopped)?;
+        self.ask_name(tid);
         let how = if killed {
             SpaceEnd::Killed
         } else {
             SpaceEnd::Exit
         };
-        let whole_process = killed || stopped.regs()?.orig_rax == EXIT_GROUP;
+        let whole_process = killed || EXIT_GROUP.contains(&stopped.regs()?.orig_rax);
         if whole_process && let Some(pid) = self.must_stay(tid) {
             self.take(&stopped);
             let since = timer::monotonic_ns();
@@ -256,7 +294,7 @@ impl Tracer {
             );
             return Ok(());
         }
-        self.leave_space(tid, how);
+        self.leave_space(tid, how, Look::Last);
         self.resume(stopped)
     }
 
@@ -303,24 +341,27 @@ impl Tracer {
                 .collect();
             for tid in others {
                 self.abandon_call(tid);
-                self.leave_space(tid, how);
+                self.leave_space(tid, how, Look::Last);
             }
-            self.leave_space(last, how);
+            self.leave_space(last, how, Look::Last);
             // Killed meanwhile, it is gone already.
             let _ = self.resume(stopped);
         }
     }
 
-    /// The thread's call, if it is in one, will not come back.
+    /// The thread's memory call, if it is in one, will not come back.
     pub(super) fn abandon_call(&mut self, tid: Tid) {
-        let pending = self.threads.get_mut(&tid).and_then(|t| t.pending.take());
-        if let Some(Pending::Memory(call)) = pending {
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            return;
+        };
+        let is_memory = |pending: &mut Pending| matches!(pending, Pending::Memory(_));
+        if let Some(Pending::Memory(call)) = thread.pending.take_if(is_memory) {
             self.unfinished(tid, call);
         }
     }
 
-    /// The thread uses its space no more (it exits, or it execs and the space is gone already).
-    fn leave_space(&mut self, tid: Tid, how: SpaceEnd) {
+    /// The thread uses its space no more.
+    fn leave_space(&mut self, tid: Tid, how: SpaceEnd, look: Look) {
         let Some(thread) = self.threads.get_mut(&tid) else {
             return;
         };
@@ -336,7 +377,7 @@ impl Tracer {
             self.space_settled(id);
             return;
         }
-        if how != SpaceEnd::Exec {
+        if look == Look::Last {
             self.last_look(tid, id, CheckpointReason::SpaceEnd, Vec::new(), 0);
         }
         self.define_bases(id);
@@ -350,8 +391,9 @@ impl Tracer {
         self.newborn.remove(&tid);
         self.staying.retain(|_, stayer| stayer.stopped.tid() != tid);
         self.abandon_call(tid);
-        // Killed so hard that it made no exit stop: its space, if it was the last, is gone unseen.
-        self.leave_space(tid, SpaceEnd::Exec);
+        self.settle_unseen_of_the_dead(tid);
+        // Without an exit stop: its space, if it was the last in it, is gone unseen.
+        self.leave_space(tid, SpaceEnd::Killed, Look::Gone);
         self.forget_thread(tid, Some(status));
         if tid.0 == self.task.root.0 {
             self.root_ended();
@@ -366,8 +408,42 @@ impl Tracer {
             self.record(Body::ThreadEnd {
                 thread: thread.ix,
                 status,
-                name: proc::comm(tid),
+                name: thread.name,
             });
         }
     }
+
+    /// Asks for a thread's name as long as it can tell: it may have changed it.
+    pub(super) fn ask_name(&mut self, tid: Tid) {
+        if let Some(thread) = self.threads.get_mut(&tid).filter(|t| t.space.is_some()) {
+            let name = proc::comm(tid);
+            if !name.is_empty() {
+                thread.name = name;
+            }
+        }
+    }
+}
+
+/// Whether a space whose last thread leaves it can be looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// For the last time.
+    Last,
+    /// It is gone already.
+    Gone,
+}
+
+/// Whether the child that a thread has just made shares its space, by what it asked the kernel for.
+fn shares_space(maker: &Stopped) -> Result<bool, StopError> {
+    let i386 = maker.syscall_info()?.abi == Some(Abi::I386);
+    let regs = maker.regs()?;
+    let first = if i386 { regs.rbx } else { regs.rdi };
+    let number = regs.orig_rax & !u64::from(X32_BIT);
+    Ok(match (i386, number) {
+        (true, 190) | (false, 58) => true, // vfork
+        (true, 120) | (false, 56) => first & CLONE_VM != 0,
+        // clone3: the flags come first.
+        (_, 435) => memory::read_u64(maker.tid(), first).is_some_and(|f| f & CLONE_VM != 0),
+        _ => false,
+    })
 }

@@ -21,8 +21,8 @@ use rustc_hash::FxHashMap;
 
 use crate::code::CodeLog;
 use crate::core::Follower;
-use crate::front::ToFront;
-use crate::journal::Journal;
+use crate::front::{Report, ToFront};
+use crate::journal::{Closing, Journal};
 use crate::maps::FileTable;
 use crate::mechanism;
 use crate::proc;
@@ -33,9 +33,11 @@ use crate::unwind::{Frame, Interner, StackCopy, TargetMemory, Unwinder};
 
 pub use window::TICK;
 
-use state::{Space, Staying, Thread};
+use state::{Newborn, Space, Staying, Thread};
 use window::Window;
 
+/// Remarks of what could not be seen; more of them say nothing new.
+const MAX_UNCOVERED: usize = 100;
 /// Stops that are collected before the first of them is served.
 const BATCH: usize = 64;
 
@@ -69,19 +71,23 @@ pub struct Tracer {
     task: Task,
     front: ToFront,
     threads: FxHashMap<Tid, Thread>,
-    /// Threads that stopped at birth before their maker's stop told of them, and when.
-    newborn: FxHashMap<Tid, (Stopped, u64)>,
+    /// Threads that stopped at birth before their maker's stop told of them.
+    newborn: FxHashMap<Tid, Newborn>,
     /// Threads that end their process and stay to the last.
     staying: FxHashMap<Pid, Staying>,
     spaces: FxHashMap<SpaceId, Space>,
     /// Stops that were taken off the kernel's list and are served in turn.
     batch: VecDeque<(Stopped, Stop)>,
+    /// How many batches were collected.
+    batches: u64,
     /// Threads of the batch that were served and are resumed with it, and how.
     ready: Vec<(Stopped, Resume, i32)>,
     window: Window,
     stamps: AtomicU64,
     /// `None` once the log is complete.
     journal: Option<Journal>,
+    /// A complete log that is being written, and what to say of it then.
+    written: Option<(Closing, Report)>,
     files: FileTable,
     code: CodeLog,
     unwinder: Unwinder,
@@ -114,10 +120,12 @@ impl Tracer {
             staying: FxHashMap::default(),
             spaces: FxHashMap::default(),
             batch: VecDeque::with_capacity(BATCH),
+            batches: 0,
             ready: Vec::with_capacity(BATCH),
             window: Window::Waiting,
             stamps: AtomicU64::new(1),
             journal: Some(journal),
+            written: None,
             files: FileTable::default(),
             code: CodeLog::default(),
             unwinder: Unwinder::new(),
@@ -162,6 +170,7 @@ impl Tracer {
             }
         }
         self.finish_window();
+        self.wait_for_log();
         Ok(())
     }
 
@@ -171,6 +180,7 @@ impl Tracer {
         if let Some((stopped, stop)) = self.batch.pop_front() {
             return Ok(Event::Stopped(stopped, stop));
         }
+        self.batches += 1;
         let stops = self.stops_are();
         let first = wait::next(true, stops)?;
         if self.threads.len() < 2 {
@@ -239,15 +249,29 @@ impl Tracer {
         let since = timer::monotonic_ns();
         self.stats.stops += 1;
         self.follower.served(&stopped);
-        match self.dispatch(stopped, stop) {
-            // Its death is about to be reported.
-            Ok(()) | Err(StopError::Gone(_)) => {}
-            Err(error) => self.front.note(&format!("maptrail: {error}")),
-        }
+        let outcome = self.dispatch(stopped, stop);
+        self.served(outcome);
         if self.batch.is_empty() {
             self.go_all();
         }
         self.stats.stopped_ns += timer::monotonic_ns().saturating_sub(since);
+    }
+
+    /// Whatever was refused, no thread is left standing by that.
+    fn served(&mut self, outcome: Result<(), StopError>) {
+        match outcome {
+            // Its death is about to be reported.
+            Ok(()) | Err(StopError::Gone(_)) => {}
+            Err(StopError::Refused {
+                request,
+                tid,
+                source,
+            }) => {
+                self.note(format!("{request} was refused on thread {tid}: {source}"));
+                // If it was resumed after all, this is refused as well.
+                let _ = self.resume(Stopped::perhaps(tid));
+            }
+        }
     }
 
     fn dispatch(&mut self, stopped: Stopped, stop: Stop) -> Result<(), StopError> {
@@ -258,8 +282,7 @@ impl Tracer {
             self.follow_job_control(stop);
         }
         match stop {
-            Stop::Seccomp => self.at_filter(stopped),
-            Stop::Syscall => self.at_call(stopped),
+            Stop::Seccomp | Stop::Syscall => self.at_call(stopped),
             Stop::Child => self.child(stopped),
             Stop::Exec => self.exec(stopped),
             Stop::Exit => self.exiting(stopped),
@@ -320,11 +343,8 @@ impl Tracer {
     /// The batch is served.
     fn go_all(&mut self) {
         for (stopped, how, signal) in self.ready.drain(..) {
-            match stopped.resume(how, signal) {
-                // Its death is about to be reported.
-                Ok(()) | Err(StopError::Gone(_)) => {}
-                Err(error) => self.front.note(&format!("maptrail: {error}")),
-            }
+            // To resume is refused only if its death is about to be reported.
+            let _ = stopped.resume(how, signal);
         }
     }
 
@@ -349,6 +369,14 @@ impl Tracer {
         if let Some(journal) = &mut self.journal {
             let now = journal.now();
             journal.record(stamp, now, body);
+        }
+    }
+
+    /// Says what could not be seen, to the user and in the summary.
+    fn uncovered(&mut self, what: String) {
+        if self.uncovered.len() < MAX_UNCOVERED && !self.uncovered.contains(&what) {
+            self.front.note(&what);
+            self.uncovered.push(what);
         }
     }
 

@@ -8,7 +8,7 @@ use maptrail_tracelog::types::{FileId, Nanos, Pid, Range, SpaceId, StackId, Stam
 
 use crate::maps::Maps;
 use crate::proc;
-use crate::sys::ptrace::Stopped;
+use crate::sys::ptrace::{StopError, Stopped};
 use crate::tracer::fresh::Fresh;
 use crate::unwind::{AddressMap, FIRST_READ};
 
@@ -18,6 +18,8 @@ pub struct Thread {
     pub ix: ThreadIx,
     /// Its process.
     pub pid: Pid,
+    /// Its name, as far as it was asked for.
+    pub name: String,
     /// Its space; `None` while it is not recorded (before the program's exec, or a child that is
     /// not followed).
     pub space: Option<SpaceId>,
@@ -31,8 +33,8 @@ pub struct Thread {
     pub stack_wanted: usize,
     /// Stack and instruction pointer were not enough to unwind one of its stacks.
     pub needs_registers: bool,
-    /// Its first argument register is to be set to this at its first stop (see `children`).
-    pub birth_fix: Option<(Abi, u64)>,
+    /// To be put back at its first stop: its copy of what its maker's call was changed in.
+    pub birth_fix: Option<Changed>,
 }
 
 impl Thread {
@@ -42,6 +44,7 @@ impl Thread {
         Thread {
             ix,
             pid,
+            name: String::new(),
             space,
             pending: None,
             unseen: None,
@@ -57,22 +60,49 @@ impl Thread {
 pub enum Pending {
     /// A memory call, to be recorded.
     Memory(MemoryCall),
-    /// A `clone` whose flags were changed: the register to put back.
-    Clone {
-        /// How the call entered.
-        abi: Abi,
-        /// The flags as the program gave them.
-        flags: u64,
-    },
-    /// A `clone3` whose flags were changed in memory: the word to put back.
-    Clone3 {
-        /// Where the flags lie.
-        addr: u64,
-        /// The flags as the program gave them.
-        flags: u64,
-    },
+    /// A `clone` or `clone3` whose flags were changed.
+    Clone(Changed),
     /// A `ptrace` call that wants to trace.
     Ptrace,
+}
+
+/// Something of a thread that the tracer changed, as it was before.
+#[derive(Clone, Copy)]
+pub enum Changed {
+    /// The register of a call's first argument.
+    Register {
+        /// How the call entered.
+        abi: Abi,
+        /// What it held.
+        value: u64,
+    },
+    /// A word of memory.
+    Word {
+        /// Where.
+        addr: u64,
+        /// What it held.
+        value: u64,
+    },
+}
+
+impl Changed {
+    /// Puts it back.
+    pub fn put_back(self, stopped: &Stopped) -> Result<(), StopError> {
+        match self {
+            Changed::Register { abi, value } => stopped.set_first_argument(abi, value),
+            Changed::Word { addr, value } => stopped.poke(addr, value),
+        }
+    }
+}
+
+/// A thread that stopped at birth before its maker's stop told of it.
+pub struct Newborn {
+    /// It.
+    pub stopped: Stopped,
+    /// Since when, CLOCK_MONOTONIC nanoseconds.
+    pub since: u64,
+    /// How many batches of stops had been collected by then.
+    pub batches: u64,
 }
 
 /// A thread that stands at its exit until the other threads of its process are gone.
@@ -91,6 +121,8 @@ pub struct Staying {
 pub struct Unseen {
     /// Entry stamp.
     pub entry: Stamp,
+    /// Exit stamp.
+    pub exit: Stamp,
     /// What it releases.
     pub range: Range,
 }
@@ -103,7 +135,7 @@ pub struct MemoryCall {
     pub abi: Abi,
     /// Its arguments, in the form of [`Call`].
     pub args: [u64; 6],
-    /// Where the result lies, for calls that store it in memory (i386 `ipc`, `io_setup`).
+    /// Where the result lies, for calls that store it in memory (i386 `ipc`).
     pub result_at: Option<u64>,
     /// Entry stamp.
     pub entry: Stamp,

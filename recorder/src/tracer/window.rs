@@ -15,9 +15,10 @@ use super::calls::MUNMAP;
 use super::state::Pending;
 use super::{Stopped, Tracer};
 use crate::front::Report;
+use crate::journal;
 use crate::proc;
 use crate::residency;
-use crate::sys::timer;
+use crate::unwind::Unwinder;
 
 /// How often the waiting tracer is woken to flush and to sample.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -53,6 +54,7 @@ pub struct Closing {
 impl Tracer {
     /// Periodic work.
     pub(super) fn tick(&mut self) {
+        self.report_if_written();
         self.follower.tick();
         self.count_mappings();
         let Some(journal) = &self.journal else {
@@ -154,9 +156,7 @@ impl Tracer {
             space.fresh.recounted(vmas.len());
         }
         if reason == CheckpointReason::Start {
-            for vma in vmas.iter().filter(|vma| vma.perms.executable()) {
-                self.code_appeared(tid, id, vma.range);
-            }
+            self.code_is_at(tid, id, &vmas);
         }
         self.stats.checkpoints += 1;
         self.define_new();
@@ -304,6 +304,7 @@ impl Tracer {
             let how = SpaceEnd::Window;
             self.record(Body::SpaceEnd { space: id, how });
         }
+        self.end_threads();
         self.complete(why);
         self.spaces.clear();
         for thread in self.threads.values_mut() {
@@ -315,8 +316,24 @@ impl Tracer {
         }
     }
 
-    /// Writes the summary, waits until the log is on its way to the disk, and tells the front
-    /// process.
+    /// Threads go on, and nothing more is told of them.
+    fn end_threads(&mut self) {
+        let live: Vec<Tid> = self.threads.keys().copied().collect();
+        for tid in live {
+            self.ask_name(tid);
+            let thread = self.threads.get_mut(&tid).filter(|t| t.space.is_some());
+            if let Some(thread) = thread {
+                let (thread, name) = (thread.ix, std::mem::take(&mut thread.name));
+                self.record(Body::ThreadEnd {
+                    thread,
+                    status: None,
+                    name,
+                });
+            }
+        }
+    }
+
+    /// Writes the summary. The log is then on its way to the disk, and nobody waits for it.
     fn complete(&mut self, why: WindowEnd) {
         let Some(journal) = &self.journal else {
             return;
@@ -337,10 +354,8 @@ impl Tracer {
         let Some(journal) = self.journal.take() else {
             return;
         };
-        let (events, lost, failure) = journal.close(low_water, &mut self.stacks);
         self.follower.stop();
-        // Ticks have nothing left to do; a failure to stop them costs a wake-up now and then.
-        let _ = timer::stop();
+        let closing = journal.close(low_water, &mut self.stacks);
         let report = Report {
             events,
             lost,
@@ -351,12 +366,36 @@ impl Tracer {
             spaces: self.stats.spaces,
             threads: self.stats.threads,
             checkpoints: self.stats.checkpoints,
-            output_failure: failure.or(match why {
+            output_failure: match why {
                 WindowEnd::Output(why) => Some(why),
                 _ => None,
-            }),
+            },
             goes_on: !self.threads.is_empty(),
         };
+        self.written = Some((closing, report));
+    }
+
+    /// Tells the front process once the log is written.
+    pub(super) fn report_if_written(&mut self) {
+        if let Some((closing, report)) = self.written.take_if(|(closing, _)| closing.is_done()) {
+            self.report(closing, report);
+        }
+    }
+
+    /// Waits for the log to be written. For when there is nobody left to serve.
+    pub(super) fn wait_for_log(&mut self) {
+        if let Some((closing, report)) = self.written.take() {
+            self.report(closing, report);
+        }
+    }
+
+    fn report(&mut self, closing: journal::Closing, mut report: Report) {
+        let (events, lost, failure) = closing.finish();
+        (report.events, report.lost) = (events, lost);
+        report.output_failure = failure.or(report.output_failure);
         self.front.done(&report, self.unwinder.modules.files());
+        // What stacks were unwound with keeps files open.
+        self.unwinder = Unwinder::new();
+        self.rest_without_log();
     }
 }
