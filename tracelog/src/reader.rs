@@ -282,7 +282,7 @@ impl<R: Read + Seek> LogReader<R> {
     }
 
     /// Reads the blocks that are neither chunks nor names (an index that a newer one stands for,
-    /// say) to find damage in them.
+    /// say) to find damage in them. What a void block covers is incomplete as it is.
     ///
     /// # Errors
     /// Those of the input. Damage is not an error.
@@ -291,7 +291,7 @@ impl<R: Read + Seek> LogReader<R> {
             let Some(&block) = self.scan.blocks.get(at) else {
                 continue;
             };
-            if !matches!(block.header.kind, kind::CHUNK | kind::NAMES)
+            if !matches!(block.header.kind, kind::CHUNK | kind::NAMES | kind::VOID)
                 && !block::read_payload(&mut self.input, &block, &mut self.payload)?
             {
                 self.note_damage(at);
