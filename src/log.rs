@@ -134,7 +134,10 @@ pub fn warn_if_damaged<R: Read + Seek>(log: &LogReader<R>) {
             size(health.skipped_bytes)
         ));
     }
-    let unknown = health.unknown_blocks + health.unknown_records + health.unknown_events;
+    let unknown = health.unknown_blocks
+        + health.unknown_records
+        + health.unknown_events
+        + health.unknown_names;
     if unknown > 0 {
         output::warn(&format!(
             "a newer maptrail wrote this log: {} of its entries are of kinds that this one does not \

@@ -57,9 +57,10 @@ pub(crate) fn put_name(out: &mut Vec<u8>, name: &Name) -> Result<(), Malformed> 
     put(out, name)
 }
 
-/// Reads a name; bytes after it are fields of a newer version.
-pub(crate) fn take_name(bytes: &[u8]) -> Result<Name, Malformed> {
-    take(bytes).map(|(name, _)| name)
+/// Reads a name. `None` if this version does not know all the variants inside. Bytes after it are
+/// fields of a newer version.
+pub(crate) fn take_name(bytes: &[u8]) -> Option<Name> {
+    take(bytes).ok().map(|(name, _)| name)
 }
 
 /// From one row for each kind of record: its number, its variant, and its fields in the order in

@@ -69,6 +69,8 @@ pub struct Health {
     pub unknown_records: u64,
     /// Events of calls that this version does not know, likewise.
     pub unknown_events: u64,
+    /// Names that this version does not understand, once [`LogReader::names`] has read them.
+    pub unknown_names: u64,
 }
 
 impl Health {
@@ -129,6 +131,7 @@ pub struct LogReader<R> {
     last: chunk::Decoded,
     unknown_records: u64,
     unknown_events: u64,
+    unknown_names: u64,
     payload: Vec<u8>,
     sections: SectionReader,
 }
@@ -177,6 +180,7 @@ impl<R: Read + Seek> LogReader<R> {
             last: chunk::Decoded::default(),
             unknown_records: 0,
             unknown_events: 0,
+            unknown_names: 0,
             payload,
             sections,
         })
@@ -259,6 +263,7 @@ impl<R: Read + Seek> LogReader<R> {
     /// Those of the input. Damage is not an error.
     pub fn names(&mut self) -> io::Result<Vec<Name>> {
         let mut names = Vec::new();
+        self.unknown_names = 0;
         for at in 0..self.scan.blocks.len() {
             let Some(&block) = self.scan.blocks.get(at) else {
                 continue;
@@ -267,13 +272,18 @@ impl<R: Read + Seek> LogReader<R> {
                 continue;
             }
             let before = names.len();
-            let each = |section: Section<'_>| match section.id {
-                section::id::NAMES => decode_names(section.raw, &mut names),
-                _ => Ok(()),
+            let mut unknown = 0;
+            let each = |section: Section<'_>| {
+                if section.id == section::id::NAMES {
+                    unknown += decode_names(section.raw, &mut names)?;
+                }
+                Ok(())
             };
-            if !block::read_payload(&mut self.input, &block, &mut self.payload)?
-                || self.sections.read(&self.payload, each).is_err()
+            if block::read_payload(&mut self.input, &block, &mut self.payload)?
+                && self.sections.read(&self.payload, each).is_ok()
             {
+                self.unknown_names += unknown;
+            } else {
                 names.truncate(before);
                 self.note_damage(at);
             }
@@ -322,6 +332,7 @@ impl<R: Read + Seek> LogReader<R> {
                 .count() as u64,
             unknown_records: self.unknown_records,
             unknown_events: self.unknown_events,
+            unknown_names: self.unknown_names,
         }
     }
 
@@ -437,10 +448,15 @@ fn read_log_header<R: Read + Seek>(
     meta::take_header(payload).map_err(|_| OpenError::HeaderDamaged)
 }
 
-fn decode_names(raw: &[u8], names: &mut Vec<Name>) -> Result<(), Malformed> {
+/// Appends a section's names; returns how many are unknown to this version.
+fn decode_names(raw: &[u8], names: &mut Vec<Name>) -> Result<u64, Malformed> {
     let mut cursor = Cursor(raw);
+    let mut unknown = 0;
     while !cursor.is_empty() {
-        names.push(meta::take_name(cursor.prefixed()?.0)?);
+        match meta::take_name(cursor.prefixed()?.0) {
+            Some(name) => names.push(name),
+            None => unknown += 1,
+        }
     }
-    Ok(())
+    Ok(unknown)
 }

@@ -4,8 +4,8 @@
 use std::io::Cursor;
 
 use maptrail_tracelog::reader::{LogReader, OpenError};
-use maptrail_tracelog::record::{Body, Record};
-use maptrail_tracelog::types::{Nanos, Stamp};
+use maptrail_tracelog::record::{Body, Name, NameSource, Record};
+use maptrail_tracelog::types::{ModuleId, Nanos, Stamp};
 use maptrail_tracelog::writer::{Chunk, LogWriter};
 
 use crate::generate::{chunks, header, log, small_recording};
@@ -138,6 +138,31 @@ fn an_unknown_variant_inside_a_record_costs_that_record_only() {
     let mut reader = LogReader::open(Cursor::new(&bytes[..])).unwrap();
     assert_eq!(chunks(&mut reader)[0].records, both.records[1..]);
     assert_eq!(reader.health().unknown_records, 1);
+}
+
+#[test]
+fn an_unknown_source_of_a_name_costs_that_name_only() {
+    let name = |lookup| Name {
+        module: ModuleId(1),
+        lookup,
+        source: NameSource::Dynamic,
+        frames: Vec::new(),
+    };
+    let mut writer = LogWriter::create(Vec::new(), &header()).unwrap();
+    let start = writer.bytes_written() as usize;
+    writer.write_names(&[name(7), name(8), name(9)]).unwrap();
+    let mut bytes = writer.into_inner();
+    // Length, module, lookup, source, no frames.
+    let second = start + RECORDS + 5;
+    assert_eq!(bytes[second..second + 5], [4, 1, 8, 1, 0]);
+    bytes[second + 3] = 2;
+    reseal(&mut bytes, start);
+    let mut reader = LogReader::open(Cursor::new(&bytes[..])).unwrap();
+    for _ in 0..2 {
+        assert_eq!(reader.names().unwrap(), [name(7), name(9)]);
+        let health = reader.health();
+        assert_eq!((health.unknown_names, health.damaged_blocks), (1, 0));
+    }
 }
 
 #[test]
