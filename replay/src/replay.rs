@@ -2,7 +2,7 @@
 
 use maptrail_tracelog::calls::Effect;
 use maptrail_tracelog::record::{
-    Body, CallEvent, Checkpoint, Look, LookCause, Origin, Outcome, Record, SpaceEnd,
+    Body, CallEvent, Checkpoint, Look, LookCause, Outcome, Record, SpaceEnd,
 };
 use maptrail_tracelog::types::{Addr, Nanos, Range, SpaceId, Stamp, ThreadIx};
 use maptrail_tracelog::writer::Chunk;
@@ -17,7 +17,7 @@ use crate::region::BirthId;
 use crate::settle;
 use crate::space::{Space, USER_END};
 use crate::timeline::{Source, Step, Timeline};
-use crate::world::{SpaceInfo, Thread, World};
+use crate::world::{Began, SpaceInfo, Thread, World};
 
 /// Replays a whole log, or up to where the observer has seen enough, and returns the state there.
 ///
@@ -160,13 +160,12 @@ impl Replay {
                 let info = SpaceInfo {
                     id: *space,
                     pid: *pid,
-                    origin: origin.clone(),
-                    start_brk: *start_brk,
+                    began: Began::from(origin),
                     start: record.ns,
                     end: None,
                     first_checkpoint: None,
                 };
-                self.space_start(info);
+                self.space_start(info, *start_brk);
             }
             Body::SpaceEnd { space, how } => self.space_end(record, *space, *how, observer),
             Body::ThreadStart {
@@ -219,19 +218,20 @@ impl Replay {
         observer.record(&self.world, record);
     }
 
-    fn space_start(&mut self, info: SpaceInfo) {
+    fn space_start(&mut self, info: SpaceInfo, start_brk: Addr) {
         let world = &mut self.world;
         let slot = info.id.0 as usize;
         // Ids are counted from 0; one far beyond the next comes from a damaged log.
         if slot > world.spaces.len() + MAX_SKIPPED_SPACES {
             return;
         }
-        let space = match info.origin {
-            Origin::Fork { parent } => match world.space(parent) {
-                Some(parent) => parent.forked(info.id, info.start_brk),
-                None => Space::new(info.id, info.start_brk),
-            },
-            Origin::Exec { .. } | Origin::Attach => Space::new(info.id, info.start_brk),
+        let parent = match info.began {
+            Began::Fork { parent } => world.space(parent),
+            Began::Exec | Began::Before => None,
+        };
+        let space = match parent {
+            Some(parent) => parent.forked(info.id, start_brk),
+            None => Space::new(info.id, start_brk),
         };
         for region in space.regions() {
             world

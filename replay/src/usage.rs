@@ -40,7 +40,27 @@ pub struct SpaceUsage {
     /// The process that it was first seen in.
     pub pid: Pid,
     /// At the end of each bucket.
-    pub points: Vec<Sizes>,
+    pub points: Points,
+}
+
+/// Sizes at the end of each bucket, worked out when they are asked for: most are what they were before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Points {
+    sizes: SizeSeries,
+    count: u32,
+}
+
+impl Points {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = Sizes> {
+        self.sizes.points(self.count)
+    }
+}
+
+impl Serialize for Points {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(self.iter())
+    }
 }
 
 /// What a stack holds over time.
@@ -68,8 +88,10 @@ pub struct Usage {
     pub peak: Sizes,
     /// Whether any resident size was sampled.
     pub has_resident: bool,
-    /// By id.
+    /// By id; of many, those that had most accessible.
     pub spaces: Vec<SpaceUsage>,
+    /// How many others there were.
+    pub spaces_left_out: u64,
     /// The greatest by peak, first the greatest.
     pub stacks: Vec<StackUsage>,
 }
@@ -85,7 +107,7 @@ pub fn usage(source: &mut impl Source, points: u32, top: usize) -> Result<(Usage
 }
 
 /// The three sizes of a space, or of all, as series.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct SizeSeries {
     reserved: Series,
     committed: Series,
@@ -99,7 +121,7 @@ impl SizeSeries {
         self.resident.set(bucket, sizes.resident_bytes);
     }
 
-    fn points(&self, count: u32) -> Vec<Sizes> {
+    fn points(&self, count: u32) -> impl Iterator<Item = Sizes> {
         self.reserved
             .values(0..count)
             .zip(self.committed.values(0..count))
@@ -111,7 +133,6 @@ impl SizeSeries {
                     resident_bytes,
                 },
             )
-            .collect()
     }
 }
 
@@ -131,6 +152,16 @@ struct Ended {
     held: Vec<(StackId, u64)>,
 }
 
+/// Spaces that are told apart, at most. A build runs many thousands of programs.
+const MAX_SPACES: usize = 256;
+
+/// One space's sizes, and the most that was accessible in it.
+#[derive(Clone, Debug, Default)]
+struct SpaceSizes {
+    series: SizeSeries,
+    peak_bytes: u64,
+}
+
 /// The observer behind [`usage`].
 #[derive(Debug)]
 pub struct Meter {
@@ -145,7 +176,8 @@ pub struct Meter {
     peak: Sizes,
     has_resident: bool,
     total: SizeSeries,
-    spaces: BTreeMap<SpaceId, SizeSeries>,
+    spaces: BTreeMap<SpaceId, SpaceSizes>,
+    spaces_left_out: u64,
     stacks: FxHashMap<StackId, Held>,
 }
 
@@ -164,13 +196,16 @@ impl Meter {
             has_resident: false,
             total: SizeSeries::default(),
             spaces: BTreeMap::new(),
+            spaces_left_out: 0,
             stacks: FxHashMap::default(),
         }
     }
 
     /// The result, when the replay is over.
     #[must_use]
-    pub fn finish(self, top: usize, world: &World) -> Usage {
+    pub fn finish(mut self, top: usize, world: &World) -> Usage {
+        self.now.clear();
+        self.leave_out_least();
         let count = self.buckets.count();
         let mut stacks: Vec<(StackId, Held)> = self.stacks.into_iter().collect();
         stacks.sort_by_key(|(stack, held)| (std::cmp::Reverse(held.peak), *stack));
@@ -178,18 +213,22 @@ impl Meter {
         Usage {
             window_s: self.last.as_secs_f64(),
             step_s: Nanos(self.buckets.width_ns()).as_secs_f64(),
-            points: self.total.points(count),
+            points: self.total.points(count).collect(),
             peak: self.peak,
             has_resident: self.has_resident,
             spaces: self
                 .spaces
-                .iter()
-                .map(|(id, series)| SpaceUsage {
-                    space: *id,
-                    pid: world.space_info(*id).map_or(Pid(0), |info| info.pid),
-                    points: series.points(count),
+                .into_iter()
+                .map(|(id, sizes)| SpaceUsage {
+                    space: id,
+                    pid: world.space_info(id).map_or(Pid(0), |info| info.pid),
+                    points: Points {
+                        sizes: sizes.series,
+                        count,
+                    },
                 })
                 .collect(),
+            spaces_left_out: self.spaces_left_out,
             stacks: stacks
                 .into_iter()
                 .map(|(stack, held)| StackUsage {
@@ -230,7 +269,24 @@ impl Meter {
         peak.resident_bytes = peak.resident_bytes.max(total.resident_bytes);
         let bucket = self.buckets.of(at);
         self.total.set(bucket, self.total_now);
-        self.spaces.entry(id).or_default().set(bucket, sizes);
+        let space = self.spaces.entry(id).or_default();
+        space.series.set(bucket, sizes);
+        space.peak_bytes = space.peak_bytes.max(sizes.committed_bytes);
+    }
+
+    /// Keeps those spaces that are alive and the greatest of the others, [`MAX_SPACES`] in all.
+    fn leave_out_least(&mut self) {
+        let has_ended = |id: &SpaceId| !self.now.contains_key(id);
+        let mut ended: Vec<(u64, SpaceId)> = (self.spaces.iter())
+            .filter(|(id, _)| has_ended(id))
+            .map(|(id, space)| (space.peak_bytes, *id))
+            .collect();
+        ended.sort_unstable_by_key(|(peak, id)| (std::cmp::Reverse(*peak), *id));
+        let alive = self.spaces.len() - ended.len();
+        for (_, id) in ended.iter().skip(MAX_SPACES.saturating_sub(alive)) {
+            self.spaces.remove(id);
+            self.spaces_left_out += 1;
+        }
     }
 
     /// The stack of `region`'s birth holds more or less, if that call was made in this space.
@@ -263,6 +319,10 @@ impl Meter {
         }
         self.set(ended.space, ended.at, Sizes::default());
         self.now.remove(&ended.space);
+        // Not at every end: to find the least takes time.
+        if self.spaces.len().saturating_sub(self.now.len()) > 2 * MAX_SPACES {
+            self.leave_out_least();
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use maptrail_tracelog::calls::Effect;
-use maptrail_tracelog::record::{Body, CallEvent, LookCause, Origin, Record, SpaceEnd};
+use maptrail_tracelog::record::{Body, CallEvent, LookCause, Record, SpaceEnd};
 use maptrail_tracelog::types::{Addr, Nanos, Range, SpaceId, Stamp};
 
 use crate::Error;
@@ -19,7 +19,7 @@ use crate::op::Delta;
 use crate::replay::replay;
 use crate::space::Space;
 use crate::timeline::Source;
-use crate::world::World;
+use crate::world::{Began, World};
 
 /// The answer for one space.
 #[derive(Clone, Debug, PartialEq)]
@@ -282,9 +282,9 @@ fn lineage(space: SpaceId, world: &World) -> Vec<(Stamp, SpaceId)> {
     let mut lineage = Vec::new();
     let mut at = space;
     while let Some(info) = world.space_info(at) {
-        match info.origin {
+        match info.began {
             // A parent is older than its child; anything else comes from a damaged log.
-            Origin::Fork { parent } if parent < at => {
+            Began::Fork { parent } if parent < at => {
                 lineage.push((info.first_checkpoint.unwrap_or_default(), at));
                 at = parent;
             }

@@ -1,9 +1,7 @@
 //! Everything that a log has told up to one moment: spaces, births, threads, files, modules, stacks.
 
 use maptrail_tracelog::record::{ModuleInfo, Origin, SpaceEnd, StackNode};
-use maptrail_tracelog::types::{
-    Addr, ModuleId, Nanos, Pid, SpaceId, StackId, Stamp, ThreadIx, Tid,
-};
+use maptrail_tracelog::types::{ModuleId, Nanos, Pid, SpaceId, StackId, Stamp, ThreadIx, Tid};
 use rustc_hash::FxHashMap;
 
 use crate::births::Births;
@@ -27,17 +25,39 @@ pub struct Thread {
     pub end: Option<Nanos>,
 }
 
+/// How a space came to be: what of [`Origin`] is worth keeping of every process that ever ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Began {
+    /// By `exec`.
+    Exec,
+    /// As a copy.
+    Fork {
+        /// Of this space.
+        parent: SpaceId,
+    },
+    /// It was there when the window opened.
+    Before,
+}
+
+impl From<&Origin> for Began {
+    fn from(origin: &Origin) -> Began {
+        match *origin {
+            Origin::Exec { .. } => Began::Exec,
+            Origin::Fork { parent } => Began::Fork { parent },
+            Origin::Attach => Began::Before,
+        }
+    }
+}
+
 /// A space's outer story.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpaceInfo {
     /// Its id.
     pub id: SpaceId,
     /// The process that it was first seen in.
     pub pid: Pid,
     /// How it came to be.
-    pub origin: Origin,
-    /// Where its heap begins.
-    pub start_brk: Addr,
+    pub began: Began,
     /// First seen.
     pub start: Nanos,
     /// Its end, and how it came.

@@ -6,7 +6,7 @@
 use std::collections::hash_map::Entry;
 
 use maptrail_tracelog::calls::Call;
-use maptrail_tracelog::record::{Body, Origin, Record, Residency, RssSample, SpaceEnd};
+use maptrail_tracelog::record::{Body, Record, Residency, RssSample, SpaceEnd};
 use maptrail_tracelog::types::{ModuleId, Nanos, SpaceId, StackId, Stamp};
 use rustc_hash::FxHashMap;
 
@@ -20,7 +20,7 @@ use crate::residency::{self, Seen};
 use crate::series::{Buckets, Series};
 // Numbers in a sentence, which is all that is known of views here.
 use crate::views::text::{count, seconds};
-use crate::world::World;
+use crate::world::{Began, World};
 
 /// How finely time is cut for verdicts and growth.
 const BUCKETS: u32 = 256;
@@ -312,7 +312,7 @@ impl Aggregator {
         let end_bucket = self.buckets.of(moment.at);
         let start = world
             .space_info(moment.space)
-            .filter(|info| info.origin != Origin::Attach)
+            .filter(|info| info.began != Began::Before)
             .map(|info| info.start);
         let mut ended = Vec::new();
         self.tallies.retain(|(id, subject), tally| {
@@ -446,7 +446,7 @@ impl Observer for Aggregator {
 fn is_exec(world: &World, space: SpaceId) -> bool {
     world
         .space_info(space)
-        .is_some_and(|info| matches!(info.origin, Origin::Exec { .. }))
+        .is_some_and(|info| info.began == Began::Exec)
 }
 
 /// Adds what the same subject did in another space. The worse verdict speaks for both, with its

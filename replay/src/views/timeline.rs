@@ -3,7 +3,8 @@
 //! # JSON
 //! `window_s`, `step_s` (seconds between points), `has_resident`, `peak` and `points[]` with
 //! `reserved_bytes`, `committed_bytes` and `resident_bytes` (`null` where it is unknown) of all spaces
-//! together, `spaces[]` with `space`, `pid` and `points[]`, and `stacks[]`, greatest first: `stack`,
+//! together, `spaces[]` with `space`, `pid` and `points[]` (of many, those that had most accessible),
+//! `spaces_left_out` (how many others there were), and `stacks[]`, greatest first: `stack`,
 //! `peak_bytes`, `held_bytes[]` (one for each point) and `frames[]`.
 
 use std::io::{self, Write};
@@ -51,6 +52,7 @@ pub struct Timeline<'a> {
     peak: Sizes,
     points: &'a [Sizes],
     spaces: &'a [SpaceUsage],
+    spaces_left_out: u64,
     stacks: Vec<StackView<'a>>,
 }
 
@@ -91,6 +93,7 @@ impl<'a> Timeline<'a> {
             peak: usage.peak,
             points: &usage.points,
             spaces: &usage.spaces,
+            spaces_left_out: usage.spaces_left_out,
             stacks,
         }
     }

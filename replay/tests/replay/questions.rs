@@ -281,13 +281,39 @@ fn sizes_over_time_are_apart_and_end_with_their_space() {
     assert_eq!(before_the_sample, None, "unknown, which is not 0");
     assert_eq!(found.peak.reserved_bytes, 18 * PAGE, "while the copy lived");
     assert_eq!(found.spaces.len(), 2);
-    assert_eq!(found.spaces[1].points.last(), Some(&Default::default()));
+    assert_eq!(
+        found.spaces[1].points.iter().last(),
+        Some(Default::default())
+    );
     let [stack] = &found.stacks[..] else {
         panic!("the greatest only: {found:?}");
     };
     assert_eq!((stack.stack, stack.peak_bytes), (StackId(1), 4 * PAGE));
     let greatest = found.points.iter().map(|p| p.reserved_bytes).max();
     assert_eq!(greatest, Some(found.peak.reserved_bytes));
+}
+
+#[test]
+fn of_many_spaces_the_greatest_are_told() {
+    let mut log = Log::new(&[vma(range(C, 10), "rw-p")]);
+    for i in 1..=1000u32 {
+        let child = SpaceId(i);
+        // One in ten is greater than the rest.
+        let pages = if i % 10 == 0 { 8 } else { 1 };
+        log.start(child, Origin::Fork { parent: MAIN }, &[]);
+        log.space = child;
+        log.mmap(A, pages);
+        log.end(child);
+    }
+    let (found, world) = usage(&mut log.source(), 200, 1).expect("reads");
+    assert_eq!(
+        (found.spaces.len(), found.spaces_left_out),
+        (256, 1001 - 256)
+    );
+    let told = |id: u32| found.spaces.iter().any(|space| space.space == SpaceId(id));
+    assert!((1..=100).all(|i| told(10 * i)), "{:?}", found.spaces);
+    assert!(found.spaces.is_sorted_by_key(|space| space.space));
+    assert_eq!(world.space_infos().len(), 1001);
 }
 
 #[test]
@@ -314,7 +340,10 @@ fn the_last_point_is_the_state_before_the_program_ended() {
         (last.reserved_bytes, last.resident_bytes)
     };
     assert_eq!(whole(&found.points), (2 * PAGE, None));
-    assert_eq!(whole(&found.spaces[0].points), (0, None));
+    assert_eq!(
+        whole(&found.spaces[0].points.iter().collect::<Vec<_>>()),
+        (0, None)
+    );
     let step = (found.step_s * 1e9) as u64;
     let between = (gone_at.0 + 25_000_000) / step;
     assert_eq!(found.points[between as usize].reserved_bytes, 0);
