@@ -69,7 +69,8 @@ FRAME void i386_old_mmap(void) {
 
 FRAME void i386_unmapped(void) {
     char *p = mmap2(UNMAPPED, 4, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    check(int80(91, (long)p, 4 * PAGE, 0, 0, 0, 0), "munmap");
+    // As code does that keeps 32-bit addresses in signed integers: the kernel looks at the lower half.
+    check(int80(91, (long)(int)(long)p, 4 * PAGE, 0, 0, 0, 0), "munmap");
     released(&kinds[UNMAPPED], 4 * PAGE);
 }
 

@@ -78,6 +78,8 @@ victims! {
     int80: "int80", 0, Bytes;
     nolibc32: "nolibc32", 5, All;
     failing: "failing", 0, All;
+    sandbox: "sandbox", 0, All;
+    names: "names", 0, All;
     grows_down: "grows_down", 0, All;
     signals: "signals 200", 0, All;
     storm: "storm 8 1000", 0, Bytes;
@@ -113,6 +115,35 @@ fn errors_of_failing_calls_are_the_same_as_bare() {
     mine["pid"] = 0.into();
     theirs["pid"] = 0.into();
     assert_eq!(mine, theirs);
+}
+
+#[test]
+fn a_filter_of_the_program_s_own_finds_no_tracer() {
+    for mechanism in ["seccomp", "syscall"] {
+        let record = ["--mechanism", mechanism];
+        let truth = Recording::with(&record, &victim_command("sandbox"), b"").truth();
+        for call in ["getppid", "map"] {
+            assert_eq!(truth.last[call], "ENOSYS", "{call} under {mechanism}");
+        }
+    }
+}
+
+#[test]
+fn threads_have_the_names_that_they_gave_themselves() {
+    let recording = Recording::of(&victim_command("names 3"));
+    let leaks = recording.json(&["leaks", "--by", "thread", "--top", "100"]);
+    let held = |name: &str| {
+        let rows = leaks["stacks"].as_array().expect("rows");
+        let of_thread = |label: &str| label.starts_with(&format!("{name}/"));
+        let mut rows = rows
+            .iter()
+            .filter(|r| r["label"].as_str().is_some_and(of_thread));
+        rows.next().map(|row| row["held_mappings"].as_u64())
+    };
+    for n in 0..3 {
+        // Its own two, and what the C library mapped for it.
+        assert!(held(&format!("decoder-{n}")) >= Some(Some(2)), "{leaks:#}");
+    }
 }
 
 #[test]

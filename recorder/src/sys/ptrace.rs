@@ -125,9 +125,11 @@ impl Stopped {
                 _ => Position::None,
             }
         };
-        // SAFETY: as above.
-        let filter_data = (info.op == libc::PTRACE_SYSCALL_INFO_SECCOMP)
-            .then(|| unsafe { info.u.seccomp.ret_data });
+        let filter_data = match info.op {
+            // SAFETY: as above.
+            libc::PTRACE_SYSCALL_INFO_SECCOMP => Some(unsafe { info.u.seccomp.ret_data }),
+            _ => None,
+        };
         let abi = match (info.arch, position) {
             (AUDIT_ARCH_X86_64, Position::Entry { number, .. })
                 if number & u64::from(X32_BIT) != 0 =>

@@ -185,13 +185,12 @@ fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
     keep.sort_unstable();
     let mut from = 3;
     for fd in keep.iter().copied().chain([RawFd::MAX]) {
-        // SAFETY: the caller owns the descriptors in `keep`; the others belong to nobody.
-        let answer = match from < fd {
-            true => unsafe { libc::syscall(libc::SYS_close_range, from, fd - 1, 0) },
-            false => 0,
-        };
-        if answer < 0 {
-            return close_each_but(&keep);
+        if from < fd {
+            // SAFETY: the caller owns the descriptors in `keep`; the others belong to nobody.
+            let answer = unsafe { libc::syscall(libc::SYS_close_range, from, fd - 1, 0) };
+            if answer < 0 {
+                return close_each_but(&keep);
+            }
         }
         from = from.max(fd.saturating_add(1));
     }
