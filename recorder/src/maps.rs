@@ -1,5 +1,6 @@
 //! `/proc/PID/maps`: parsing, asking about one range, and giving files their ids.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -10,12 +11,24 @@ use rustc_hash::FxHashMap;
 
 use crate::sys::procmap::{self, Found};
 
-/// Gives each (device, inode, name) one id, and remembers which are new to the log.
+/// Files that are remembered at least.
+const REMEMBERED: usize = 4096;
+
+/// Gives (device, inode, name) an id, and remembers which are new to the log. A program may map ever
+/// new files (each shared anonymous mapping is one), so those that were not met for long are forgotten:
+/// met again, they get another id, which to the log's readers means the same.
 #[derive(Default)]
 pub struct FileTable {
+    recent: Generation,
+    older: Generation,
+    last: u32,
+    unreported: VecDeque<FileId>,
+}
+
+#[derive(Default)]
+struct Generation {
     ids: FxHashMap<FileInfo, FileId>,
-    infos: Vec<FileInfo>,
-    reported: usize,
+    infos: FxHashMap<FileId, FileInfo>,
 }
 
 impl FileTable {
@@ -24,29 +37,37 @@ impl FileTable {
         if info.inode == 0 && info.path.is_empty() {
             return FileId::ANON;
         }
-        if let Some(id) = self.ids.get(&info) {
+        if let Some(id) = self.recent.ids.get(&info) {
             return *id;
         }
-        self.infos.push(info.clone());
-        let id = FileId(u32::try_from(self.infos.len()).unwrap_or(u32::MAX));
-        self.ids.insert(info, id);
+        let id = match self.older.ids.get(&info) {
+            Some(id) => *id,
+            None => {
+                self.last = self.last.saturating_add(1);
+                self.unreported.push_back(FileId(self.last));
+                FileId(self.last)
+            }
+        };
+        // What was not reported must not be forgotten.
+        if self.recent.ids.len() >= REMEMBERED.max(self.unreported.len()) {
+            self.older = std::mem::take(&mut self.recent);
+        }
+        self.recent.infos.insert(id, info.clone());
+        self.recent.ids.insert(info, id);
         id
     }
 
-    /// What an id stands for.
+    /// What an id stands for that was met lately.
     #[must_use]
     pub fn info(&self, id: FileId) -> Option<&FileInfo> {
-        self.infos.get((id.0 as usize).checked_sub(1)?)
+        let recent = self.recent.infos.get(&id);
+        recent.or_else(|| self.older.infos.get(&id))
     }
 
-    /// The next one that was interned and not yet reported here.
+    /// The next one that the log was not told of.
     pub fn next_new(&mut self) -> Option<(FileId, FileInfo)> {
-        let info = self.infos.get(self.reported)?.clone();
-        self.reported += 1;
-        Some((
-            FileId(u32::try_from(self.reported).unwrap_or(u32::MAX)),
-            info,
-        ))
+        let id = self.unreported.pop_front()?;
+        Some((id, self.info(id)?.clone()))
     }
 }
 
@@ -249,6 +270,27 @@ mod tests {
         let line = parse_line(b"7f0c4a600000-7f0c4a621000 rw-p 00000000 00:00 0 ").expect("parses");
         let mut files = FileTable::default();
         assert_eq!(line.intern(&mut files).file, FileId::ANON);
+    }
+
+    #[test]
+    fn files_that_are_met_again_and_again_are_remembered_and_others_are_not() {
+        let file = |inode| FileInfo {
+            dev: (0, 1),
+            inode,
+            path: "/dev/zero (deleted)".into(),
+        };
+        let mut files = FileTable::default();
+        let kept = files.intern(file(1));
+        for inode in 2..100_000 {
+            let id = files.intern(file(inode));
+            assert_eq!(files.intern(file(1)), kept);
+            assert_eq!(files.info(id), Some(&file(inode)));
+            while let Some((id, info)) = files.next_new() {
+                assert_eq!(files.info(id), Some(&info));
+            }
+        }
+        let held = |generation: &Generation| generation.ids.len() + generation.infos.len();
+        assert!(held(&files.recent) + held(&files.older) <= 4 * REMEMBERED);
     }
 
     #[test]
