@@ -70,13 +70,15 @@ impl Formatter for Harmless {
         if harmless(text) {
             return out.write_all(text.as_bytes());
         }
-        for c in text.chars() {
-            match c.encode_utf8(&mut [0; 4]) {
-                c if harmless(c) => out.write_all(c.as_bytes())?,
-                c => c.encode_utf16().try_for_each(|u| write!(out, "\\u{u:04x}"))?,
+        text.chars().try_for_each(|c| {
+            let (mut utf8, mut utf16) = ([0; 4], [0; 2]);
+            match c.encode_utf8(&mut utf8) {
+                c if harmless(c) => out.write_all(c.as_bytes()),
+                _ => {
+                    (c.encode_utf16(&mut utf16).iter()).try_for_each(|u| write!(out, "\\u{u:04x}"))
+                }
             }
-        }
-        Ok(())
+        })
     }
 }
 
