@@ -97,6 +97,18 @@ impl Births {
         BirthId(u32::try_from(self.slots.len()).unwrap_or(u32::MAX))
     }
 
+    /// The id of `birth`, which had this one when something of it was alive.
+    pub(crate) fn revive(&mut self, id: BirthId, birth: Birth) -> BirthId {
+        match self.get(id) {
+            Some(known) if known.stamp == birth.stamp => id,
+            _ => self.add(Birth {
+                live_bytes: 0,
+                live_bytes_anywhere: 0,
+                ..birth
+            }),
+        }
+    }
+
     pub(crate) fn get_mut(&mut self, id: BirthId) -> Option<&mut Birth> {
         self.slots.get_mut((id.0 as usize).checked_sub(1)?)
     }

@@ -89,6 +89,9 @@ pub enum Op<'a> {
     DetachShm(Addr),
     /// `io_destroy`: the ring that begins at this address.
     DetachRing(Addr),
+    /// A release of this region was told and not made: where nothing came in its place, it is still
+    /// there.
+    Restore(Region),
     /// The kernel showed `vmas` in `range`.
     Look {
         /// Where it was looked.
@@ -109,6 +112,8 @@ pub enum Delta {
     Gained(Region),
     /// These pages went.
     Released(Region),
+    /// They did not, as was found later: takes back a [`Delta::Released`].
+    Restored(Region),
     /// These pages have other attributes now.
     Changed {
         /// As they were.

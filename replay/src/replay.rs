@@ -13,7 +13,7 @@ use crate::births::Birth;
 use crate::calls;
 use crate::observer::{Judged, Moment, Observer};
 use crate::op::{Delta, Op};
-use crate::region::BirthId;
+use crate::region::{BirthId, Region};
 use crate::settle;
 use crate::space::{Space, USER_END};
 use crate::timeline::{Source, Step, Timeline};
@@ -44,13 +44,52 @@ pub fn replay(source: &mut impl Source, observer: &mut impl Observer) -> Result<
 #[derive(Debug, Default)]
 struct Replay {
     world: World,
-    /// What each thread's last call would be as a birth: a look may follow it.
-    last_calls: FxHashMap<ThreadIx, Birth>,
+    /// Each thread's last call: a look may follow it.
+    last_calls: FxHashMap<ThreadIx, LastCall>,
     /// Threads whose call was told at its entry.
     told: FxHashSet<ThreadIx>,
     /// Calls whose effect nobody saw, until a checkpoint of their space.
     unfinished: FxHashMap<SpaceId, Vec<CallEvent>>,
     deltas: Vec<Delta>,
+}
+
+/// What a look may come back to.
+#[derive(Debug)]
+struct LastCall {
+    entry: Stamp,
+    /// The call as a birth; its stamp is that of the exit.
+    birth: Birth,
+    /// If it is an `munmap`, what it released, by whom that was made: the recorder does not always wait
+    /// for one to end, and SIGKILL may have come before.
+    released: Vec<(Region, Option<Birth>)>,
+}
+
+impl LastCall {
+    fn of(event: &CallEvent) -> LastCall {
+        LastCall {
+            entry: event.entry,
+            birth: Birth::of(event),
+            released: Vec::new(),
+        }
+    }
+
+    /// The thread has made another call.
+    fn becomes(&mut self, event: &CallEvent) {
+        self.entry = event.entry;
+        self.birth = Birth::of(event);
+        self.released.clear();
+    }
+
+    /// Whether `look` came after it. A look after a call whose exit nobody saw may name the entry.
+    fn is_meant_by(&self, look: &Look) -> bool {
+        let is_it = self.birth.stamp == look.call || self.entry == look.call;
+        is_it && self.birth.space == look.space
+    }
+
+    /// Whether memory that is found after it can be its work.
+    fn makes(&self) -> bool {
+        self.birth.call.effect() != Effect::Unmap
+    }
 }
 
 impl Replay {
@@ -88,8 +127,36 @@ impl Replay {
         let Some(space) = self.world.space(event.space) else {
             return;
         };
-        for op in calls::at_entry(event, space).into_iter().flatten() {
-            self.apply(&moment, &op, observer);
+        let ops = calls::at_entry(event, space);
+        if event.call.effect() == Effect::Unmap {
+            self.note_call(event);
+        }
+        for op in ops.into_iter().flatten() {
+            self.perform(&moment, &op, observer);
+            if event.call.effect() == Effect::Unmap {
+                self.note_released(event.thread);
+            }
+            self.reap();
+        }
+    }
+
+    fn note_call(&mut self, event: &CallEvent) {
+        self.last_calls
+            .entry(event.thread)
+            .and_modify(|last| last.becomes(event))
+            .or_insert_with(|| LastCall::of(event));
+    }
+
+    /// Keeps what an operation has just released.
+    fn note_released(&mut self, thread: ThreadIx) {
+        let Some(last) = self.last_calls.get_mut(&thread) else {
+            return;
+        };
+        for delta in &self.deltas {
+            if let Delta::Released(region) = delta {
+                let birth = self.world.births.get(region.birth).copied();
+                last.released.push((*region, birth));
+            }
         }
     }
 
@@ -104,8 +171,7 @@ impl Replay {
             }
             return;
         }
-        let birth = Birth::of(event);
-        self.last_calls.insert(event.thread, birth);
+        self.note_call(event);
         if event.call.effect() == Effect::Advise || event.outcome.value().is_none() {
             return;
         }
@@ -115,36 +181,47 @@ impl Replay {
             space: event.space,
             thread: Some(event.thread),
         };
-        let id = self.world.births.add(birth);
+        let id = self.world.births.add(Birth::of(event));
         if let Some(op) = calls::at_exit(event, id, &self.world.files) {
             self.apply(&moment, &op, observer);
         }
         self.world.births.reap(id);
     }
 
-    /// Performs `op`, keeps the births, tells the observer.
     fn apply(&mut self, moment: &Moment, op: &Op<'_>, observer: &mut impl Observer) {
+        self.perform(moment, op, observer);
+        self.reap();
+    }
+
+    /// Drops the births whose last byte has just gone.
+    fn reap(&mut self) {
+        for delta in &self.deltas {
+            if let Delta::Released(region) = delta {
+                self.world.births.reap(region.birth);
+            }
+        }
+    }
+
+    /// Performs `op`, keeps the births, tells the observer.
+    fn perform(&mut self, moment: &Moment, op: &Op<'_>, observer: &mut impl Observer) {
+        self.deltas.clear();
         let world = &mut self.world;
         let Some(Some(space)) = world.spaces.get_mut(moment.space.0 as usize) else {
             return;
         };
-        self.deltas.clear();
         space.apply(op, &world.files, &mut self.deltas);
         for delta in &self.deltas {
             match delta {
                 Delta::Gained(r) => world.births.gain(r.birth, moment.space, r.len(), true),
-                Delta::Grown(r) => world.births.gain(r.birth, moment.space, r.len(), false),
+                Delta::Grown(r) | Delta::Restored(r) => {
+                    world.births.gain(r.birth, moment.space, r.len(), false)
+                }
                 Delta::Released(r) => world.births.release(r.birth, moment.space, r.len()),
                 Delta::Changed { .. } | Delta::Lifted(_) | Delta::Landed { .. } => {}
             }
         }
         for delta in &self.deltas {
             observer.change(&self.world, moment, delta);
-        }
-        for delta in &self.deltas {
-            if let Delta::Released(region) = delta {
-                self.world.births.reap(region.birth);
-            }
         }
     }
 
@@ -363,15 +440,21 @@ impl Replay {
     fn look(&mut self, record: &Record, look: &Look, observer: &mut impl Observer) {
         let call = self
             .last_calls
-            .iter()
-            .find(|(_, birth)| birth.stamp == look.call && birth.space == look.space)
-            .map(|(thread, birth)| (*thread, *birth));
+            .iter_mut()
+            .find(|(_, call)| call.is_meant_by(look));
         let moment = Moment {
             stamp: record.stamp,
             at: record.ns,
             space: look.space,
-            thread: call.map(|(thread, _)| thread),
+            thread: call.as_ref().map(|(thread, _)| **thread),
         };
+        let maker = (call.as_ref()).and_then(|(_, call)| call.makes().then_some(call.birth));
+        let released = call.map_or_else(Vec::new, |(_, call)| std::mem::take(&mut call.released));
+        for (region, birth) in released {
+            if let Some(part) = region.clipped(look.range) {
+                self.restore(&moment, part, birth, observer);
+            }
+        }
         // The call may have made part of what is seen by its arguments already: one call, one birth.
         let known = self.world.space(look.space).and_then(|space| {
             space
@@ -381,11 +464,11 @@ impl Replay {
                     self.world
                         .births
                         .get(*id)
-                        .is_some_and(|b| b.stamp == look.call)
+                        .is_some_and(|b| maker.is_some_and(|maker| b.stamp == maker.stamp))
                 })
         });
-        let fresh = match (known, call) {
-            (None, Some((_, birth))) => Some(self.world.births.add(birth)),
+        let fresh = match (known, maker) {
+            (None, Some(birth)) => Some(self.world.births.add(birth)),
             _ => None,
         };
         let op = Op::Look {
@@ -401,6 +484,21 @@ impl Replay {
         if look.cause != LookCause::Acquired {
             self.world.settled += 1;
         }
+    }
+
+    /// Takes back the release of a region that was born by this.
+    fn restore(
+        &mut self,
+        moment: &Moment,
+        mut region: Region,
+        birth: Option<Birth>,
+        observer: &mut impl Observer,
+    ) {
+        if let Some(birth) = birth {
+            region.birth = self.world.births.revive(region.birth, birth);
+        }
+        self.apply(moment, &Op::Restore(region), observer);
+        self.world.births.reap(region.birth);
     }
 
     /// The log ends: so does what is still alive, as far as the log knows.

@@ -188,6 +188,7 @@ impl Space {
             Op::BrkIs(end) => self.brk = end,
             Op::DetachShm(addr) => self.detach_shm(addr, files, deltas),
             Op::DetachRing(addr) => self.detach_ring(addr, files, deltas),
+            Op::Restore(region) => self.restore(region, deltas),
             Op::Look {
                 range,
                 vmas,
@@ -197,9 +198,10 @@ impl Space {
         }
         for delta in deltas.get(before..).unwrap_or_default() {
             let (went, came) = match delta {
-                Delta::Gained(r) | Delta::Landed { region: r, .. } | Delta::Grown(r) => {
-                    (None, Some(r))
-                }
+                Delta::Gained(r)
+                | Delta::Restored(r)
+                | Delta::Landed { region: r, .. }
+                | Delta::Grown(r) => (None, Some(r)),
                 Delta::Released(r) | Delta::Lifted(r) => (Some(r), None),
                 Delta::Changed { before, after } => (Some(before), Some(after)),
             };

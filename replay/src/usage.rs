@@ -336,7 +336,7 @@ impl Observer for Meter {
     fn change(&mut self, world: &World, moment: &Moment, delta: &Delta) {
         self.go_on();
         match delta {
-            Delta::Gained(r) | Delta::Grown(r) => {
+            Delta::Gained(r) | Delta::Restored(r) | Delta::Grown(r) => {
                 self.hold(world, moment, r, |held| held.saturating_add(r.len()));
             }
             Delta::Released(r) => {

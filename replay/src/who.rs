@@ -158,9 +158,10 @@ impl Observer for Arrivals {
 /// The range that is mapped from now on.
 fn arrived(delta: &Delta) -> Option<Range> {
     match delta {
-        Delta::Gained(region) | Delta::Grown(region) | Delta::Landed { region, .. } => {
-            Some(region.range)
-        }
+        Delta::Gained(region)
+        | Delta::Restored(region)
+        | Delta::Grown(region)
+        | Delta::Landed { region, .. } => Some(region.range),
         Delta::Released(_) | Delta::Changed { .. } | Delta::Lifted(_) => None,
     }
 }

@@ -54,6 +54,16 @@ impl Tally {
         buckets.of(self.first)
     }
 
+    /// `region` is held from `bucket` on.
+    fn hold(&mut self, region: &Region, bucket: u32) {
+        self.held_bytes = self.held_bytes.saturating_add(region.len());
+        if region.perms.accessible() {
+            self.was_accessible = true;
+            self.committed_bytes = self.committed_bytes.saturating_add(region.len());
+        }
+        self.held.set(bucket, self.held_bytes);
+    }
+
     /// Whether every held byte was looked at, and none has contents in RAM or in swap.
     pub(super) fn is_untouched(&self) -> bool {
         self.seen.is_some_and(|seen| {
@@ -203,18 +213,22 @@ impl Aggregator {
             return;
         };
         tally.mapped_bytes = tally.mapped_bytes.saturating_add(region.len());
-        tally.held_bytes = tally.held_bytes.saturating_add(region.len());
-        if region.perms.accessible() {
-            tally.was_accessible = true;
-            tally.committed_bytes = tally.committed_bytes.saturating_add(region.len());
-        }
+        tally.hold(region, bucket);
         if !by_kernel && (tally.mapped_calls == 0 || tally.last_call != birth.stamp) {
             tally.last_call = birth.stamp;
             tally.mapped_calls += 1;
             tally.last = tally.last.max(birth.at);
             tally.sizes.add(birth.born_bytes);
         }
-        tally.held.set(bucket, tally.held_bytes);
+    }
+
+    /// A release that was counted was not made.
+    fn restored(&mut self, world: &World, moment: &Moment, region: &Region) {
+        let bucket = self.buckets.of(moment.at);
+        if let Some((tally, _)) = self.tally(world, moment.space, region) {
+            tally.released_bytes = tally.released_bytes.saturating_sub(region.len());
+            tally.hold(region, bucket);
+        }
     }
 
     fn released(&mut self, world: &World, moment: &Moment, region: &Region) {
@@ -413,6 +427,7 @@ impl Observer for Aggregator {
             Delta::Gained(region) => self.gained(world, moment, region, false),
             Delta::Grown(region) => self.gained(world, moment, region, true),
             Delta::Released(region) => self.released(world, moment, region),
+            Delta::Restored(region) => self.restored(world, moment, region),
             Delta::Changed { before, after } => self.changed(world, moment, before, after),
             // A move neither makes nor gives back.
             Delta::Lifted(_) | Delta::Landed { .. } => {}

@@ -76,6 +76,22 @@ impl Space {
         deltas.extend(had.into_iter().map(Delta::Released));
     }
 
+    /// Puts a region back, where nothing has come in its place.
+    pub(super) fn restore(&mut self, region: Region, deltas: &mut Vec<Delta>) {
+        let taken: Vec<Range> = self.touching(region.range).map(|r| r.range).collect();
+        let mut at = region.range.start;
+        for next in taken.iter().map(|r| r.start).chain([region.range.end]) {
+            if let Some(part) = region.clipped(Range {
+                start: at,
+                end: next,
+            }) {
+                self.regions.insert(part.range.start.0, part);
+                deltas.push(Delta::Restored(part));
+            }
+            at = self.find(next).map_or(next, |r| r.range.end).max(at);
+        }
+    }
+
     /// Adds the part of what the kernel showed that the model did not have.
     fn show(&mut self, shown: &Region, from: Addr, to: Addr, deltas: &mut Vec<Delta>) {
         let part = Range {

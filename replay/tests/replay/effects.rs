@@ -3,6 +3,7 @@
 use maptrail_replay::calls;
 use maptrail_replay::check::{Verify, verify};
 use maptrail_replay::files::Files;
+use maptrail_replay::leaks::{Options, leaks};
 use maptrail_replay::maps_at::{Mapped, maps_at};
 use maptrail_replay::region::BirthId;
 use maptrail_replay::space::Space;
@@ -542,6 +543,39 @@ fn a_failed_call_acts_only_as_far_as_the_recorder_saw() {
     log.checkpoint(&[vma(range(A, 4), "rw-p")]);
     assert_eq!(judge(&log).drift_bytes, 0);
     assert_eq!(shown(&log), [(range(A, 4), born)]);
+}
+
+#[test]
+fn an_munmap_that_was_cut_off_has_released_nothing() {
+    // The recorder did not wait for the call to end, and then found what is still there.
+    for (names_entry, left) in [(true, 4), (false, 4), (true, 1), (true, 0)] {
+        let mut log = Log::new(&[vma(range(B, 2), "r--p")]);
+        let born = log.mmap(A, 4);
+        log.call(Call::Mprotect, &[A + PAGE, 3 * PAGE, 1], 0);
+        let begun = log.begin(T0, Call::Munmap, &[A, 4 * PAGE]);
+        let exit = log.finish(begun, Outcome::Returned(0));
+        let call = if names_entry { begun.event.entry } else { exit };
+        // Another thread's birth has the free place in the table.
+        let other = log.call_of(T1, Call::Mmap, &[0, PAGE, RW, 0x22], A as i64 - 0x8000);
+        let mut seen = vec![vma(range(A, 1), "rw-p"), vma(range(A + PAGE, 3), "r--p")];
+        seen.truncate(left);
+        log.look(LookCause::Race, call, range(A, 4), &seen);
+        let mut all = vec![vma(range(A - 0x8000, 1), "rw-p")];
+        all.extend(&seen);
+        all.push(vma(range(B, 2), "r--p"));
+        log.checkpoint(&all);
+        assert_eq!(judge(&log).drift_bytes, 0);
+        let mut expected = vec![(range(A - 0x8000, 1), other)];
+        expected.extend(seen.iter().map(|vma| (vma.range, born)));
+        expected.push((range(B, 2), Stamp(0)));
+        assert_eq!(shown(&log), expected);
+        let (found, _) = leaks(&mut log.source(), Options::default()).expect("memory reads");
+        let held: u64 = seen.iter().map(|vma| vma.range.len()).sum();
+        let row = &found.rows[0];
+        assert_eq!((row.mapped_calls, row.mapped_bytes), (2, 5 * PAGE));
+        assert_eq!(row.held_bytes, held + PAGE);
+        assert_eq!(row.released_bytes, 4 * PAGE - held);
+    }
 }
 
 #[test]
