@@ -6,12 +6,17 @@
 
 use std::cell::OnceCell;
 
-use gimli::{BaseAddresses, CieOrFde, DebugFrame, EhFrame, LittleEndian, UnwindSection};
+use gimli::{
+    BaseAddresses, CieOrFde, DebugFrame, EhFrame, LittleEndian, UnwindOffset, UnwindSection,
+};
+use rustc_hash::FxHashMap;
 
 use super::elf::{Layout, Section, Source, u32_at, u64_at};
 
 /// The longest CIE or FDE that is looked at, in bytes.
 const MAX_ENTRY: u32 = 256 << 10;
+/// The most CIEs of one section that are looked at: `.debug_frame` has one for each object file.
+const MAX_CIES: usize = 1 << 18;
 /// Enough for nearly every entry, in bytes: one read brings its length and itself.
 const USUAL_ENTRY: usize = 512;
 /// Size of the header of `.eh_frame_hdr` with the encodings below, in bytes; the table follows.
@@ -140,12 +145,13 @@ fn debug_frame(source: &Source, layout: &Layout) -> Option<Table> {
 fn own_table(source: &Source, kind: Kind, section: Section) -> Option<Table> {
     let bytes = source.bytes(section.offset, section.size)?;
     let bases = BaseAddresses::default().set_eh_frame(section.svma);
+    let mut cies = Cies::of(&bytes);
     let mut index = match kind {
-        Kind::EhFrame => scan(&EhFrame::new(&bytes, LittleEndian), &bases),
+        Kind::EhFrame => scan(&EhFrame::new(&bytes, LittleEndian), &bases, &mut cies),
         Kind::DebugFrame => {
             let mut frame = DebugFrame::new(&bytes, LittleEndian);
             frame.set_address_size(8);
-            scan(&frame, &bases)
+            scan(&frame, &bases, &mut cies)
         }
     };
     index.sort_unstable();
@@ -157,27 +163,71 @@ fn own_table(source: &Source, kind: Kind, section: Section) -> Option<Table> {
 }
 
 /// Start address and section offset of every FDE up to the first entry that cannot be read.
-fn scan<'a, S: UnwindSection<Slice<'a>>>(section: &S, bases: &BaseAddresses) -> Vec<(u64, u64)> {
+fn scan<'a, S: UnwindSection<Slice<'a>>>(
+    section: &S,
+    bases: &BaseAddresses,
+    cies: &mut Cies<'a>,
+) -> Vec<(u64, u64)> {
     let mut found = Vec::new();
     let mut entries = section.entries(bases);
-    let mut cie = None;
     while let Ok(Some(entry)) = entries.next() {
         let CieOrFde::Fde(partial) = entry else {
             continue;
         };
-        let fde = partial.parse(|section, bases, offset| match &cie {
-            Some((at, cie)) if *at == offset => Ok(Clone::clone(cie)),
-            _ => {
-                let parsed = section.cie_from_offset(bases, offset)?;
-                cie = Some((offset, parsed.clone()));
-                Ok(parsed)
-            }
+        let fde = partial.parse(|section, bases, offset| {
+            let cie = cies.get(section, bases, offset);
+            cie.ok_or(gimli::Error::NoUnwindInfoForAddress)
         });
         if let Ok(fde) = fde {
             found.push((fde.initial_address(), fde.offset() as u64));
         }
     }
     found
+}
+
+type Cie<'a> = gimli::CommonInformationEntry<Slice<'a>>;
+
+/// The CIEs of one section, each parsed once, whatever comes of it: millions of FDEs may name one.
+struct Cies<'a> {
+    bytes: &'a [u8],
+    known: FxHashMap<usize, Option<Cie<'a>>>,
+    /// Bytes left to parse. CIEs do not overlap, so that all of them are no longer than the section.
+    room: usize,
+}
+
+impl<'a> Cies<'a> {
+    fn of(bytes: &'a [u8]) -> Cies<'a> {
+        Cies {
+            bytes,
+            known: FxHashMap::default(),
+            room: bytes.len(),
+        }
+    }
+
+    /// The CIE at `offset`, unless it makes no sense or is more than there should be.
+    fn get<S: UnwindSection<Slice<'a>>>(
+        &mut self,
+        section: &S,
+        bases: &BaseAddresses,
+        offset: S::Offset,
+    ) -> Option<Cie<'a>> {
+        let at = UnwindOffset::into(offset);
+        if let Some(known) = self.known.get(&at) {
+            return known.clone();
+        }
+        if self.known.len() == MAX_CIES {
+            return None;
+        }
+        let length = u32_at(self.bytes, at).filter(|&n| n <= MAX_ENTRY);
+        let cie = length
+            .and_then(|n| self.room.checked_sub(n as usize))
+            .and_then(|left| {
+                self.room = left;
+                section.cie_from_offset(bases, offset).ok()
+            });
+        self.known.insert(at, cie.clone());
+        cie
+    }
 }
 
 impl Table {
@@ -256,5 +306,98 @@ impl Table {
         }
         bytes.truncate(total);
         Some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An `.eh_frame` in the making.
+    #[derive(Default)]
+    struct Bytes(Vec<u8>);
+
+    /// Version 1, an augmentation string, alignments 1 and -8, return address in register 16, no
+    /// augmentation data.
+    fn cie(augmentation: &[u8]) -> Vec<u8> {
+        entry(0, &[&[1], augmentation, &[0, 1, 0x78, 16, 0]].concat())
+    }
+
+    fn entry(id: u32, rest: &[u8]) -> Vec<u8> {
+        let length = rest.len() as u32 + 4;
+        [&length.to_le_bytes(), &id.to_le_bytes(), rest].concat()
+    }
+
+    impl Bytes {
+        /// Returns where it begins.
+        fn add(&mut self, entry: &[u8]) -> usize {
+            self.0.extend_from_slice(entry);
+            self.0.len() - entry.len()
+        }
+
+        /// A function of 16 bytes. Returns where its instructions begin.
+        fn fde(&mut self, cie: usize, start: u64, instructions: &[u8]) -> usize {
+            let back = self.0.len() + 4 - cie;
+            let range = [start.to_le_bytes(), 16_u64.to_le_bytes()].concat();
+            self.add(&entry(
+                back as u32,
+                &[&range, &[0][..], instructions].concat(),
+            ));
+            self.0.len() - instructions.len()
+        }
+
+        /// Start addresses of the functions that are found, and how many bytes of CIEs it took.
+        fn scan(&self) -> (Vec<u64>, usize) {
+            let mut cies = Cies::of(&self.0);
+            let frame = EhFrame::new(&self.0, LittleEndian);
+            let found = scan(&frame, &BaseAddresses::default(), &mut cies);
+            let starts = found.into_iter().map(|(start, _)| start).collect();
+            (starts, self.0.len() - cies.room)
+        }
+    }
+
+    #[test]
+    fn each_cie_is_parsed_once_whether_it_is_good_or_not() {
+        let (good, bad) = (cie(b"zSSSSSSSS"), cie(&[b'?'; 9000]));
+        let mut bytes = Bytes::default();
+        let (one, two) = (bytes.add(&good), bytes.add(&good));
+        // Where reading from entry to entry does not come upon it.
+        let hidden = bytes.fde(one, 0, &bad);
+        for i in 1..1000 {
+            bytes.fde([one, hidden, two][i % 3], i as u64, &[]);
+        }
+        let (found, work) = bytes.scan();
+        assert!(found.into_iter().eq((0..1000).filter(|i| i % 3 != 1)));
+        assert_eq!(work, 2 * good.len() + bad.len() - 3 * 4);
+    }
+
+    #[test]
+    fn a_cie_that_is_too_long_is_not_parsed() {
+        let (good, long) = (
+            cie(b"z"),
+            cie(&[b"z", &[b'S'; MAX_ENTRY as usize][..]].concat()),
+        );
+        let mut bytes = Bytes::default();
+        let (long, short) = (bytes.add(&long), bytes.add(&good));
+        bytes.fde(long, 1, &[]);
+        bytes.fde(short, 2, &[]);
+        assert_eq!(bytes.scan(), (vec![2], good.len() - 4));
+    }
+
+    #[test]
+    fn cies_that_overlap_are_parsed_up_to_the_size_of_the_section() {
+        let mut bytes = Bytes::default();
+        let good = bytes.add(&cie(b"z"));
+        // At each fourth byte a CIE of 40,000 bytes might begin.
+        let many = bytes.fde(good, 1, &40_000_u32.to_le_bytes().repeat(20_000));
+        for i in 0..5000 {
+            bytes.fde(many + 4 * i, 2, &[]);
+        }
+        let (found, work) = bytes.scan();
+        assert_eq!(found, [1]);
+        assert!(
+            work > 40_000 && work <= bytes.0.len(),
+            "{work} bytes parsed"
+        );
     }
 }
