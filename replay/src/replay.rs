@@ -166,7 +166,7 @@ impl Replay {
         }
         if event.outcome == Outcome::Unfinished {
             let waiting = self.unfinished.entry(event.space).or_default();
-            if event.call.effect() != Effect::Advise {
+            if event.call.effect() != Effect::Advise && waiting.len() < settle::MAX_CALLS {
                 waiting.push(*event);
             }
             return;
@@ -206,7 +206,7 @@ impl Replay {
     fn perform(&mut self, moment: &Moment, op: &Op<'_>, observer: &mut impl Observer) {
         self.deltas.clear();
         let world = &mut self.world;
-        let Some(Some(space)) = world.spaces.get_mut(moment.space.0 as usize) else {
+        let Some(space) = world.spaces.get_mut(&moment.space) else {
             return;
         };
         space.apply(op, &world.files, &mut self.deltas);
@@ -297,11 +297,6 @@ impl Replay {
 
     fn space_start(&mut self, info: SpaceInfo, start_brk: Addr) {
         let world = &mut self.world;
-        let slot = info.id.0 as usize;
-        // Ids are counted from 0; one far beyond the next comes from a damaged log.
-        if slot > world.spaces.len() + MAX_SKIPPED_SPACES {
-            return;
-        }
         let parent = match info.began {
             Began::Fork { parent } => world.space(parent),
             Began::Exec | Began::Before => None,
@@ -315,12 +310,7 @@ impl Replay {
                 .births
                 .gain(region.birth, info.id, region.len(), false);
         }
-        if slot >= world.spaces.len() {
-            world.spaces.resize(slot + 1, None);
-        }
-        if let Some(slot) = world.spaces.get_mut(slot) {
-            *slot = Some(space);
-        }
+        world.spaces.insert(info.id, space);
         world.space_infos.insert(info.id, info);
     }
 
@@ -346,7 +336,7 @@ impl Replay {
             info.end = Some((record.ns, how));
         }
         self.unfinished.remove(&id);
-        let space = world.spaces.get_mut(id.0 as usize).and_then(Option::take);
+        let space = world.spaces.remove(&id);
         for region in space.iter().flat_map(Space::everything) {
             world.births.release(region.birth, id, region.len());
             world.births.reap(region.birth);
@@ -388,7 +378,7 @@ impl Replay {
             };
             self.apply(&moment, &seed, observer);
             let world = &mut self.world;
-            if let Some(Some(space)) = world.spaces.get_mut(id.0 as usize) {
+            if let Some(space) = world.spaces.get_mut(&id) {
                 space.settle_brk(&checkpoint.vmas, &world.files);
             }
         } else if let Some(unfinished) = self.unfinished.remove(&id) {
@@ -515,9 +505,6 @@ impl Replay {
         }
     }
 }
-
-/// Space ids that a log may leave out in a row; more, and it is damaged.
-const MAX_SKIPPED_SPACES: usize = 1 << 16;
 
 /// The first instant of every window.
 pub const WINDOW_START: Nanos = Nanos(0);

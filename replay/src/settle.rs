@@ -19,8 +19,11 @@ const MAP_AT: u64 = 0x10_0010;
 const MREMAP_FIXED: u64 = 2;
 /// How many places a call may have mapped at are tried in one round, at most.
 const MAX_PLACES: usize = 32;
-/// Regions that are compared in a whole search, at most.
+/// Regions and calls that are looked through in a whole search, at most.
 const MAX_WORK: usize = 20_000_000;
+/// So many calls are judged together, at most: as many threads as die at once, with room to spare.
+/// Others are taken to have done nothing.
+pub(crate) const MAX_CALLS: usize = 4096;
 /// So many calls at a time are thought anew when no single one brings the model closer.
 const MAX_TOGETHER: usize = 3;
 
@@ -34,6 +37,7 @@ pub fn likeliest(
     checkpoint: &Checkpoint,
     files: &Files,
 ) -> Vec<CallEvent> {
+    let things = space.region_count() + checkpoint.vmas.len() + unfinished.len();
     let mut search = Search {
         unfinished,
         space,
@@ -41,7 +45,7 @@ pub fn likeliest(
         files,
         mapped: mapped(checkpoint),
         acted: vec![Vec::new(); unfinished.len()],
-        trials: MAX_WORK / (space.region_count() + checkpoint.vmas.len() + 1),
+        trials: MAX_WORK / (things + 1),
     };
     let mut difference = search.compared();
     while difference.drift_bytes() > 0 {
@@ -68,7 +72,8 @@ struct Search<'a> {
     mapped: Vec<Range>,
     /// For each call, what it is thought to have done.
     acted: Vec<Form>,
-    /// How many more comparisons may be made.
+    /// How often one may still look through all regions and calls: to think of what a call may have
+    /// done takes that, and to compare what comes of it.
     trials: usize,
 }
 
@@ -102,11 +107,12 @@ impl Search<'_> {
             changes: Vec::new(),
         };
         for (at, event) in self.unfinished.iter().enumerate() {
+            self.trials = self.trials.saturating_sub(1);
             for form in self.forms(event, difference) {
                 if self.trials == 0 || best.drift == 0 {
                     return best;
                 }
-                self.trials -= 1;
+                self.trials = self.trials.saturating_sub(1);
                 let before = self.replace(at, form);
                 let then = self.compared();
                 let mut found = if together > 1 {

@@ -1,5 +1,7 @@
 //! Everything that a log has told up to one moment: spaces, births, threads, files, modules, stacks.
 
+use std::collections::BTreeMap;
+
 use maptrail_tracelog::record::{ModuleInfo, Origin, SpaceEnd, StackNode};
 use maptrail_tracelog::types::{ModuleId, Nanos, Pid, SpaceId, StackId, Stamp, ThreadIx, Tid};
 use rustc_hash::FxHashMap;
@@ -69,7 +71,8 @@ pub struct SpaceInfo {
 /// The state of a replay.
 #[derive(Debug, Default)]
 pub struct World {
-    pub(crate) spaces: Vec<Option<Space>>,
+    /// Those that are alive.
+    pub(crate) spaces: BTreeMap<SpaceId, Space>,
     pub(crate) space_infos: FxHashMap<SpaceId, SpaceInfo>,
     /// The calls behind the memory that is alive.
     pub births: Births,
@@ -125,12 +128,12 @@ impl World {
     /// A space that is alive.
     #[must_use]
     pub fn space(&self, id: SpaceId) -> Option<&Space> {
-        self.spaces.get(id.0 as usize)?.as_ref()
+        self.spaces.get(&id)
     }
 
     /// The spaces that are alive, by id.
     pub fn spaces(&self) -> impl Iterator<Item = &Space> {
-        self.spaces.iter().flatten()
+        self.spaces.values()
     }
 
     /// The story of a space, alive or ended.

@@ -276,6 +276,23 @@ fn unfinished_calls_are_settled_together() {
     assert_eq!(judge(&log).drift_bytes, PAGE);
 }
 
+/// Only a log that was made to do harm has so many; without bounds this would take for ever.
+#[test]
+fn unfinished_calls_without_number_are_not_all_judged() {
+    let mut log = Log::new(&[]);
+    let args = [0, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS];
+    for _ in 0..1 << 17 {
+        let begun = log.begin(T0, Call::Mmap, &args);
+        log.finish(begun, Outcome::Unfinished);
+    }
+    let shown: Vec<Vma> = (0..500)
+        .map(|i| vma(range(A + 2 * i * PAGE, 1), "r--p"))
+        .collect();
+    log.checkpoint(&shown);
+    let (found, _) = verify(&mut log.source()).expect("memory reads");
+    assert_eq!((found.drift_bytes, found.settled), (500 * PAGE, 4096));
+}
+
 #[test]
 fn calls_in_flight_at_a_checkpoint_are_no_drift() {
     let mut log = Log::new(&[]);
@@ -587,6 +604,17 @@ fn huge_pages_are_mapped_whole() {
     log.call(Call::Mmap, &[0, PAGE, RW, flags, u64::MAX, 0], huge);
     log.checkpoint(&[vma(range(huge, 512), "rw-p")]);
     assert_eq!(judge(&log).drift_bytes, 0);
+}
+
+#[test]
+fn spaces_take_room_for_what_they_hold_whatever_their_ids() {
+    let mut log = Log::new(&[]);
+    let far = SpaceId(u32::MAX - 1000);
+    for i in 0..100 {
+        log.exec(SpaceId(i << 16 | 1), &[]);
+    }
+    log.exec(far, &[vma(range(A, 1), "rw-p")]);
+    assert_eq!(regions(&log, far).len(), 1);
 }
 
 #[test]
