@@ -18,6 +18,7 @@ use crate::op::Delta;
 use crate::region::{BirthId, Region};
 use crate::residency::{self, Seen};
 use crate::series::{Buckets, Series};
+use crate::symbols::libraries;
 // Numbers in a sentence, which is all that is known of views here.
 use crate::views::text::{count, seconds};
 use crate::world::{Began, World};
@@ -540,13 +541,7 @@ fn memory(call: Call, region: &Region) -> Memory {
 /// The innermost module that is not the C library, which nearly every stack ends in.
 fn caller_module(world: &World, stack: StackId) -> ModuleId {
     let frames = world.frames(stack);
-    let is_libc = |id: ModuleId| {
-        let name = module_name(world, id);
-        ["libc.so", "libc-", "libc.musl"]
-            .iter()
-            .chain(&LOADERS)
-            .any(|start| name.starts_with(start))
-    };
+    let is_libc = |id: ModuleId| libraries::is_libc(module_name(world, id));
     frames
         .iter()
         .map(|frame| frame.module)
@@ -554,9 +549,6 @@ fn caller_module(world: &World, stack: StackId) -> ModuleId {
         .or(frames.first().map(|frame| frame.module))
         .unwrap_or_default()
 }
-
-/// What dynamic loaders are called.
-const LOADERS: [&str; 3] = ["ld-linux", "ld-musl", "ld-2."];
 
 /// The file name of a module, without its folder.
 fn module_name(world: &World, id: ModuleId) -> &str {
@@ -569,10 +561,7 @@ fn module_name(world: &World, id: ModuleId) -> &str {
 /// Whether nobody called the loader: it runs by itself, before the program. A `dlopen` has its caller on
 /// the stack.
 fn is_loader(world: &World, subject: Subject) -> bool {
-    let is_loader = |id| {
-        let name = module_name(world, id);
-        LOADERS.iter().any(|start| name.starts_with(start))
-    };
+    let is_loader = |id| libraries::is_loader(module_name(world, id));
     match subject {
         Subject::Stack(stack) => {
             let frames = world.frames(stack);

@@ -7,6 +7,7 @@
 
 mod demangle;
 mod elf;
+pub(crate) mod libraries;
 mod name_log;
 mod names;
 mod source;

@@ -8,7 +8,7 @@ use maptrail_tracelog::types::{ModuleId, StackId};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use super::{Module, Symboliser};
+use super::{Module, Symboliser, libraries};
 use crate::world::World;
 
 /// One frame of a stack. Where functions were inlined, one place in the code makes several frames.
@@ -39,23 +39,6 @@ fn hex<S: serde::Serializer>(value: &u64, s: S) -> Result<S::Ok, S::Error> {
     s.collect_str(&format_args!("{value:#x}"))
 }
 
-/// Modules that everybody's stacks go through on their way to the kernel.
-const PLUMBING: [&str; 10] = [
-    "libc.so",
-    "libc-2.",
-    "ld-linux",
-    "ld-musl",
-    "libpthread",
-    "libjemalloc",
-    "libtcmalloc",
-    "libmimalloc",
-    "[vdso]",
-    "ld-2.",
-];
-
-/// Libraries that call C for an interpreter: what a stack is about lies further out.
-const BRIDGES: [&str; 2] = ["libffi", "_ctypes"];
-
 impl Frame {
     /// The module's file name without its folder.
     #[must_use]
@@ -66,8 +49,7 @@ impl Frame {
     /// Whether it lies in libc, the loader or an allocator: on the way, rarely the cause.
     #[must_use]
     pub fn is_plumbing(&self) -> bool {
-        let module = self.module_name();
-        PLUMBING.iter().any(|p| module.starts_with(p))
+        libraries::is_plumbing(self.module_name())
             || self
                 .function
                 .as_deref()
@@ -76,21 +58,17 @@ impl Frame {
 
     /// Whether it lies in a library that calls for somebody else's language.
     fn is_bridge(&self) -> bool {
-        let module = self.module_name();
-        BRIDGES.iter().any(|b| module.starts_with(b))
+        libraries::is_bridge(self.module_name())
     }
 
     /// Whether a thread begins here: nothing called the entry points of a program and of the loader,
     /// and some say so in a way that unwinders do not understand.
     fn is_thread_root(&self) -> bool {
         let module = self.module_name();
-        let is_loader = ["ld-linux", "ld-musl", "ld-2."]
-            .iter()
-            .any(|start| module.starts_with(start));
         // A library may have a function of that name for its own purposes; a program has the one.
         let is_program = !module.ends_with(".so") && !module.contains(".so.");
         !self.near
-            && (is_loader || is_program)
+            && (libraries::is_loader(module) || is_program)
             && matches!(self.function.as_deref(), Some("_start" | "_dl_start_user"))
     }
 
