@@ -1,12 +1,12 @@
-//! The address spaces at an instant, with each range's birth; and what changed between two instants.
+//! The address spaces at an instant, with each range's birth.
 
 use maptrail_tracelog::record::SpaceEnd;
-use maptrail_tracelog::types::{Addr, Nanos, Pid, Range, SpaceId};
+use maptrail_tracelog::types::{Nanos, Pid, Range, SpaceId};
 
 use crate::Error;
 use crate::births::Birth;
 use crate::observer::{Moment, Observer};
-use crate::region::{BirthId, Region};
+use crate::region::Region;
 use crate::replay::replay;
 use crate::space::Space;
 use crate::timeline::Source;
@@ -82,10 +82,7 @@ pub fn maps_at(
 }
 
 /// Everything that the log has told up to and including `at`.
-///
-/// # Errors
-/// Those of reading the log, or a time past its end.
-pub fn world_at(source: &mut impl Source, at: Nanos) -> Result<World, Error> {
+fn world_at(source: &mut impl Source, at: Nanos) -> Result<World, Error> {
     let window = source.last();
     if at > window {
         return Err(Error::OutsideWindow { at, window });
@@ -115,102 +112,5 @@ impl Observer for Ends {
         {
             self.spaces.push(SpaceMaps::of(space, world, moment.at));
         }
-    }
-}
-
-/// What became of a range between two instants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// Which space.
-    pub space: SpaceId,
-    /// Where.
-    pub range: Range,
-    /// What was there; `None` if nothing.
-    pub before: Option<Mapped>,
-    /// What is there; `None` if nothing.
-    pub after: Option<Mapped>,
-}
-
-/// What differs between `from` and `to`, by space and address: ranges that appeared, went, were
-/// replaced by another call's, or changed attributes.
-///
-/// # Errors
-/// Those of reading the log, or a time past its end.
-pub fn diff(
-    source: &mut impl Source,
-    from: Nanos,
-    to: Nanos,
-) -> Result<(Vec<Change>, World), Error> {
-    let (before, _) = maps_at(source, Some(from), None)?;
-    let (after, world) = maps_at(source, Some(to), None)?;
-    let mut ids: Vec<SpaceId> = before.iter().chain(&after).map(|maps| maps.space).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    let regions = |all: &[SpaceMaps], id| -> Vec<Mapped> {
-        all.iter()
-            .find(|maps| maps.space == id)
-            .map(|maps| maps.regions.clone())
-            .unwrap_or_default()
-    };
-    let changes = ids
-        .into_iter()
-        .flat_map(|id| space_diff(id, &regions(&before, id), &regions(&after, id)))
-        .collect();
-    Ok((changes, world))
-}
-
-fn space_diff(space: SpaceId, before: &[Mapped], after: &[Mapped]) -> Vec<Change> {
-    let mut before = before.iter().copied().peekable();
-    let mut after = after.iter().copied().peekable();
-    let mut changes = Vec::new();
-    let mut at = Addr(0);
-    loop {
-        while before.next_if(|m| m.region.range.end <= at).is_some() {}
-        while after.next_if(|m| m.region.range.end <= at).is_some() {}
-        let (b, a) = (before.peek().copied(), after.peek().copied());
-        let border = |m: &Mapped| {
-            let range = m.region.range;
-            if range.start > at {
-                range.start
-            } else {
-                range.end
-            }
-        };
-        let Some(end) = b.iter().chain(&a).map(border).min() else {
-            return changes;
-        };
-        let range = Range { start: at, end };
-        at = end;
-        let part = |m: Mapped| {
-            Some(Mapped {
-                region: m.region.clipped(range)?,
-                ..m
-            })
-        };
-        let (before, after) = (b.and_then(part), a.and_then(part));
-        if !is_same(before, after) {
-            changes.push(Change {
-                space,
-                range,
-                before,
-                after,
-            });
-        }
-    }
-}
-
-/// Ids of births are given out again, so the call's stamp decides.
-fn is_same(before: Option<Mapped>, after: Option<Mapped>) -> bool {
-    let stamp = |m: &Mapped| m.birth.map(|b| b.stamp);
-    match (before, after) {
-        (None, None) => true,
-        (Some(b), Some(a)) => {
-            let plain = |m: Mapped| Region {
-                birth: BirthId::PRE_EXISTING,
-                ..m.region
-            };
-            stamp(&b) == stamp(&a) && plain(b) == plain(a)
-        }
-        _ => false,
     }
 }

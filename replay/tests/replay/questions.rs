@@ -1,7 +1,7 @@
-//! What was where, and when: maps at an instant, differences, who touched an address, sizes.
+//! What was where, and when: maps at an instant, who touched an address, sizes.
 
 use maptrail_replay::Error;
-use maptrail_replay::maps_at::{diff, maps_at};
+use maptrail_replay::maps_at::maps_at;
 use maptrail_replay::replay::replay;
 use maptrail_replay::symbols::Names;
 use maptrail_replay::usage::{Sizes, usage};
@@ -223,32 +223,6 @@ fn maps_are_those_of_the_instant() {
     let past = Nanos(log.now().0 + 1);
     let refused = maps_at(&mut log.source(), Some(past), None);
     assert!(matches!(refused, Err(Error::OutsideWindow { .. })));
-}
-
-#[test]
-fn differences_are_what_came_went_and_changed() {
-    let mut log = Log::new(&[vma(range(C, 2), "r-xp")]);
-    log.mmap(A, 4);
-    let from = log.now();
-    log.munmap(A, 4);
-    log.mmap(A, 2); // The same place, another's.
-    log.mmap(B, 1);
-    log.call(Call::Mprotect, &[C + PAGE, PAGE, 1], 0);
-    let to = log.now();
-    let (changes, _) = diff(&mut log.source(), from, to).expect("reads");
-    let seen: Vec<_> = changes
-        .iter()
-        .map(|c| (c.range, c.before.is_some(), c.after.is_some()))
-        .collect();
-    assert_eq!(
-        seen,
-        [
-            (range(A, 2), true, true),
-            (range(A + 2 * PAGE, 2), true, false),
-            (range(B, 1), false, true),
-            (range(C + PAGE, 1), true, true),
-        ]
-    );
 }
 
 #[test]
