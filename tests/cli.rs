@@ -329,10 +329,14 @@ fn wrong_usage_exits_with_2_and_help_with_0() {
         &["no-such-command"],
         &["record"],
         &["leaks", "a", "--by", "moon"],
+        &["leaks", "a", "--top", "0"],
     ] {
         let output = maptrail().args(args).output().expect("maptrail runs");
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty(), "{args:?}");
+        // What is wrong is the arguments, not that there is no log `a`.
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("Usage") || said.contains("--help"), "{said}");
     }
     let commands = [
         "record", "leaks", "maps", "timeline", "who", "events", "verify", "info",

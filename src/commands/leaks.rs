@@ -1,5 +1,6 @@
 //! `maptrail leaks`: who holds the memory.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -41,7 +42,7 @@ pub struct Args {
 
     /// Show the worst N in full
     #[arg(long, value_name = "N")]
-    top: Option<usize>,
+    top: Option<NonZeroUsize>,
 
     /// Show all in full, whatever their verdict
     #[arg(long, conflicts_with = "top")]
@@ -87,7 +88,7 @@ impl Args {
         let options = Options {
             by: self.by.into(),
             min_age: Nanos(self.min_age.map_or(0, |d| d.as_nanos() as u64)),
-            top: self.top,
+            top: self.top.map(NonZeroUsize::get),
         };
         let (leaks, report) = judge(&mut log, options)?;
         let detail = match self.all || self.top.is_some() {
