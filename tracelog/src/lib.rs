@@ -180,7 +180,8 @@
 //! - A minor version may add kinds of blocks, ids of sections, kinds of records, calls, ABIs, group flags,
 //!   columns of groups after the others, variants at the end of an enum, and fields **at the end of a
 //!   payload**: of a record, a name or the header. Older readers pass over all of these, and count what
-//!   they left out where it may be missed.
+//!   they left out where it may be missed. (They keep the number of an unknown mechanism: without its
+//!   header a log is nothing.)
 //! - A field is at the end of a payload only if it is the last of the last struct. A struct that stands in a
 //!   vector, or before other fields, gets no fields; a new kind of record carries them.
 //! - A reader that knows a field must take a payload that ends before it, as that of an older writer.

@@ -3,6 +3,9 @@
 //! [`CallEvent`]s and [`StackNode`]s are many and have columnar codecs of their own (`columns`);
 //! everything else is a [`Record`], rare, and encoded one by one (`meta`).
 
+use bincode::de::Decoder;
+use bincode::enc::Encoder;
+use bincode::error::{DecodeError, EncodeError};
 use bincode::{Decode, Encode};
 
 use crate::calls::{Abi, Call};
@@ -11,7 +14,7 @@ use crate::types::{
 };
 
 /// How stops were made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
     /// PTRACE_SYSCALL: every call of a thread stops twice.
     Syscall,
@@ -19,6 +22,9 @@ pub enum Mechanism {
     Seccomp,
     /// Trampolines and a marker call.
     Gate,
+    /// A newer version's variant of this number. It stands in the header, which nothing can be read
+    /// without.
+    Unknown(u32),
 }
 
 impl Mechanism {
@@ -29,9 +35,35 @@ impl Mechanism {
             Mechanism::Syscall => "syscall",
             Mechanism::Seccomp => "seccomp",
             Mechanism::Gate => "gate",
+            Mechanism::Unknown(_) => "unknown",
         }
     }
 }
+
+impl Encode for Mechanism {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        let number: u32 = match *self {
+            Mechanism::Syscall => 0,
+            Mechanism::Seccomp => 1,
+            Mechanism::Gate => 2,
+            Mechanism::Unknown(number) => number,
+        };
+        number.encode(encoder)
+    }
+}
+
+impl<Context> Decode<Context> for Mechanism {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Mechanism, DecodeError> {
+        Ok(match u32::decode(decoder)? {
+            0 => Mechanism::Syscall,
+            1 => Mechanism::Seccomp,
+            2 => Mechanism::Gate,
+            number => Mechanism::Unknown(number),
+        })
+    }
+}
+
+bincode::impl_borrow_decode!(Mechanism);
 
 /// What the log is about; written once, first.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -4,7 +4,7 @@
 use std::io::Cursor;
 
 use maptrail_tracelog::reader::{LogReader, OpenError};
-use maptrail_tracelog::record::{Body, Name, NameSource, Record};
+use maptrail_tracelog::record::{Body, Header, Mechanism, Name, NameSource, Record};
 use maptrail_tracelog::types::{ModuleId, Nanos, Stamp};
 use maptrail_tracelog::writer::{Chunk, LogWriter};
 
@@ -138,6 +138,30 @@ fn an_unknown_variant_inside_a_record_costs_that_record_only() {
     let mut reader = LogReader::open(Cursor::new(&bytes[..])).unwrap();
     assert_eq!(chunks(&mut reader)[0].records, both.records[1..]);
     assert_eq!(reader.health().unknown_records, 1);
+}
+
+#[test]
+fn an_unknown_mechanism_does_not_cost_the_log() {
+    let (written, _) = small_recording();
+    let (mut bytes, _) = unfinished(&written);
+    let start = 12;
+    // Mechanism::Seccomp, in front of the time of day as a 64-bit number.
+    let time = [&[253][..], &header().wall_start_ns.to_le_bytes()].concat();
+    let at = bytes.windows(9).position(|w| w == time).unwrap() - 1;
+    assert_eq!(bytes[at], 1);
+    bytes[at] = 3;
+    reseal(&mut bytes, start);
+    let mut reader = LogReader::open(Cursor::new(&bytes[..])).unwrap();
+    let newer = Header {
+        mechanism: Mechanism::Unknown(3),
+        ..header()
+    };
+    assert_eq!(reader.header(), &newer);
+    assert_eq!(newer.mechanism.name(), "unknown");
+    assert_eq!(chunks(&mut reader), written);
+    // What is not understood is written as it was.
+    let again = LogWriter::create(Vec::new(), &newer).unwrap().into_inner();
+    assert!(bytes.starts_with(&again));
 }
 
 #[test]
