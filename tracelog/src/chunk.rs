@@ -38,12 +38,6 @@ impl Chunk {
         self.records.clear();
         self.events.clear();
     }
-
-    /// Whether there is nothing in it.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty() && self.records.is_empty() && self.events.is_empty()
-    }
 }
 
 /// A chunk, or as much of one as fits a block.

@@ -16,12 +16,6 @@ pub const PAGE: u64 = 4096;
 pub struct Addr(pub u64);
 
 impl Addr {
-    /// The start of the page that holds this address.
-    #[must_use]
-    pub fn page_down(self) -> Addr {
-        Addr(self.0 & !(PAGE - 1))
-    }
-
     /// The first page start at or above this address (saturating at the last page).
     #[must_use]
     pub fn page_up(self) -> Addr {
