@@ -9,6 +9,12 @@ use serde::{Serialize, Serializer};
 
 use crate::files::Files;
 
+/// How far down from its end a stack may have grown by itself, bytes. Its limit is not in the log, and
+/// may be anything; but this much the kernel leaves free below the stack of a program, however small
+/// that limit, when it chooses where mappings go (`MIN_GAP` of `mmap_base`). Further down a hole may be
+/// a mapping that was lost.
+const STACK_REACH: u64 = 128 << 20;
+
 /// Which call a range was born by. Valid while any byte born by that call is alive in any space; ids
 /// of calls whose memory is all gone are given out again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,6 +78,12 @@ impl Region {
             birth,
             moved_by: 0,
         }
+    }
+
+    /// Whether it is a stack that the kernel may have grown down to `bottom`.
+    #[must_use]
+    pub fn reaches_down_to(&self, bottom: Addr) -> bool {
+        self.grows_down && self.range.end.0.saturating_sub(bottom.0) <= STACK_REACH
     }
 
     /// Where the byte at `addr` was when its call made it.

@@ -128,30 +128,26 @@ impl Replay {
             return;
         };
         let ops = calls::at_entry(event, space);
-        if event.call.effect() == Effect::Unmap {
-            self.note_call(event);
-        }
         for op in ops.into_iter().flatten() {
             self.perform(&moment, &op, observer);
             if event.call.effect() == Effect::Unmap {
-                self.note_released(event.thread);
+                self.note_call(event);
             }
             self.reap();
         }
     }
 
+    /// A look may follow this call; if it has just released something, to see whether it did.
     fn note_call(&mut self, event: &CallEvent) {
-        self.last_calls
+        let last = self
+            .last_calls
             .entry(event.thread)
             .and_modify(|last| last.becomes(event))
             .or_insert_with(|| LastCall::of(event));
-    }
-
-    /// Keeps what an operation has just released.
-    fn note_released(&mut self, thread: ThreadIx) {
-        let Some(last) = self.last_calls.get_mut(&thread) else {
+        // One that failed has not, and is told at its exit.
+        if event.call.effect() != Effect::Unmap || event.outcome.value().is_none() {
             return;
-        };
+        }
         for delta in &self.deltas {
             if let Delta::Released(region) = delta {
                 let birth = self.world.births.get(region.birth).copied();

@@ -27,12 +27,6 @@ pub struct Stub {
     pub perms: Perms,
 }
 
-/// How far down from its end a stack may have grown by itself, bytes. Its limit is not in the log, and
-/// may be anything; but this much the kernel leaves free below the stack of a program, however small
-/// that limit, when it chooses where mappings go (`MIN_GAP` of `mmap_base`). Further down a hole may be
-/// a mapping that was lost.
-const STACK_REACH: u64 = 128 << 20;
-
 /// How many stubs are remembered for a space; programs leave none or one.
 const MAX_STUBS: usize = 64;
 
@@ -279,17 +273,23 @@ impl Space {
     }
 
     fn unmap(&mut self, range: Range, deltas: &mut Vec<Delta>) {
-        self.cut_stack(range);
-        self.carve(range, |old| deltas.push(Delta::Released(old)));
+        let mut lowest = None;
+        self.carve(range, |old| {
+            lowest.get_or_insert(old);
+            deltas.push(Delta::Released(old));
+        });
+        self.cut_stack(range, lowest);
     }
 
-    /// A call is about to take `range` from what is mapped, or to change it. If that is a piece of a
-    /// stack, which the kernel may have grown, whatever the stack has below stays as it is, and ends
-    /// where the piece begins.
-    fn cut_stack(&mut self, range: Range) {
-        let Some(stack) = self.stack_above(range.start, range.start) else {
-            return;
+    /// A call has taken `range` from what is mapped, or is about to change it; `lowest` is what the
+    /// model has, or had, there first. If that is a piece of a stack, which the kernel may have grown,
+    /// whatever the stack has below stays as it is, and ends where the piece begins.
+    fn cut_stack(&mut self, range: Range, lowest: Option<Region>) {
+        let stack = match lowest {
+            Some(lowest) => lowest.reaches_down_to(range.start).then_some(lowest),
+            None => self.stack_above(range.end, range.start),
         };
+        let Some(stack) = stack else { return };
         let below = self.stubs.iter().find(|s| s.end == stack.range.start);
         let perms = below.map_or(stack.perms, |stub| stub.perms);
         self.leave_stub(range.start, perms);
@@ -298,8 +298,7 @@ impl Space {
     /// The stack that is next at or above `addr`, if it may have grown down to `bottom`.
     fn stack_above(&self, addr: Addr, bottom: Addr) -> Option<Region> {
         let (_, above) = self.regions.range(addr.0..).next()?;
-        let reach = above.range.end.0.saturating_sub(bottom.0);
-        (above.grows_down && reach <= STACK_REACH).then_some(*above)
+        above.reaches_down_to(bottom).then_some(*above)
     }
 
     /// What the kernel may have grown below `end` keeps these permissions.
@@ -331,7 +330,8 @@ impl Space {
             }
         }
         if !from_start {
-            self.cut_stack(range);
+            let lowest = self.touching(range).next().copied();
+            self.cut_stack(range, lowest);
         }
         self.split_at(range.start);
         self.split_at(range.end);

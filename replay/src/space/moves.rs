@@ -11,12 +11,12 @@ use crate::region::{BirthId, Region};
 impl Space {
     pub(super) fn lift(&mut self, range: Range, thread: ThreadIx, deltas: &mut Vec<Delta>) {
         self.grow_into(range, deltas);
-        self.cut_stack(range);
         let mut pieces = Vec::new();
         self.carve(range, |piece| {
             pieces.push(piece);
             deltas.push(Delta::Lifted(piece));
         });
+        self.cut_stack(range, pieces.first().copied());
         self.in_transit.push(InTransit {
             thread,
             range,
