@@ -42,6 +42,13 @@ pub enum Error {
     /// The kernel cannot say what call a thread stands at.
     #[error("this kernel is Linux {0}, and recording needs 5.3 or later")]
     KernelTooOld(String),
+    /// Nothing can be learnt of processes.
+    #[error(
+        "/proc is not mounted here, or belongs to another pid namespace: \
+         mount it first (mount -t proc proc /proc), or make the namespace with it \
+         (unshare --mount-proc)"
+    )]
+    NoProc,
     /// The kernel has no seccomp filters with RET_TRACE.
     #[error(
         "this kernel or container offers no seccomp filters that ask a tracer; \

@@ -114,7 +114,8 @@ fn executable(path: &Path) -> io::Result<()> {
 }
 
 /// Runs the program and records it. `say` is given remarks for the user. Must be called while this
-/// process has one thread.
+/// process has one thread. Once the program runs, this process has `/dev/null` as standard input and
+/// output, and no other descriptors open than standard error and what this function needs.
 ///
 /// # Errors
 /// See [`Error`]; the program has not run.
@@ -133,6 +134,9 @@ pub fn record(options: Options, say: &mut dyn FnMut(&str)) -> Result<Recording, 
     };
     if let Some(kernel) = too_old() {
         return Err(Error::KernelTooOld(kernel));
+    }
+    if !proc::is_ours() {
+        return Err(Error::NoProc);
     }
     let before = spawn::block_front_signals().map_err(Error::system("blocking signals"))?;
     let outcome = launch(options, mechanism, before, say);
@@ -178,8 +182,8 @@ fn launch(
         spawn::become_program(&start, at_program, status_end);
     };
     drop((at_program, status_end));
-    // The program has the limit that it was given; this process is about to be sent many files.
-    spawn::raise_descriptor_limit();
+    // The program has the limits that it was given; this process is about to be sent many files.
+    spawn::raise_limits();
     let front = Front {
         name: options
             .command
@@ -202,7 +206,7 @@ fn trace(options: Options, mechanism: Mechanism, link: UnixStream, mut front: To
         front.refused(&format!("the recorder could not start: {error}"));
         spawn::exit_now(1);
     }
-    spawn::raise_descriptor_limit();
+    spawn::raise_limits();
     let work = || match trace_program(options, mechanism, link, &mut front) {
         Ok(mut tracer) => tracer.run().map_err(|e| e.to_string()),
         Err(cause) => {
@@ -369,6 +373,8 @@ impl Front {
             }
             if let Some(pipe) = status.take_if(|_| status_ready) {
                 self.started(pipe)?;
+                spawn::let_go_of_streams(&[signals.as_raw_fd(), from_tracer.as_raw_fd()])
+                    .map_err(Error::system("open /dev/null"))?;
             }
             while let Some(arrived) = spawn::read_signal(&signals) {
                 match arrived.signal {
@@ -376,6 +382,10 @@ impl Front {
                     libc::SIGINT | libc::SIGTERM | libc::SIGHUP if ended.is_some() => {
                         // The program is gone, and the user will not wait for the log's end.
                         interrupted = true;
+                    }
+                    // A terminal that hangs up tells the leader of its session only.
+                    libc::SIGHUP if arrived.from_kernel && spawn::leads_session() => {
+                        spawn::kill(self.program, libc::SIGHUP);
                     }
                     // The whole process group has it already, the program among them.
                     _ if arrived.from_kernel => {}
@@ -390,6 +400,8 @@ impl Front {
                     ChildState::Killed(signal) => ended = Some(Ended::Killed(signal)),
                     ChildState::Stopped(signal) => {
                         spawn::stop_self(signal);
+                        // Whoever continues this process group has continued its own only.
+                        spawn::continue_other_group(self.program);
                         continue;
                     }
                     ChildState::Unchanged | ChildState::Gone => {}

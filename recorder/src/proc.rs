@@ -55,6 +55,18 @@ fn status_field(tid: Tid, key: &str) -> Option<String> {
         .map(|value| value.trim().to_owned())
 }
 
+/// Whether a signal does nothing to a thread's process: it is ignored, or it has no handler and is
+/// one of `by_default`.
+#[must_use]
+pub fn ignores(tid: Tid, signal: i32, by_default: &[i32]) -> bool {
+    let has = |key| {
+        let mask = status_field(tid, key).and_then(|hex| u64::from_str_radix(&hex, 16).ok());
+        mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+    };
+    (1..=64).contains(&signal)
+        && (has("SigIgn") || (by_default.contains(&signal) && !has("SigCgt")))
+}
+
 /// Field `start_brk` of `/proc/TID/stat` (proc_pid_stat(5), field 47); 0 if it is not shown.
 #[must_use]
 pub fn start_brk(tid: Tid) -> Addr {
@@ -150,6 +162,13 @@ pub fn without_its_privileges(tid: Tid) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Whether `/proc` tells of the processes that this one sees.
+#[must_use]
+pub fn is_ours() -> bool {
+    let me = std::process::id().to_string();
+    fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == me.as_str())
 }
 
 /// Opens `/proc/TID/maps`.

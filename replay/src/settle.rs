@@ -49,15 +49,21 @@ pub fn likeliest(
     };
     let mut difference = search.compared();
     while difference.drift_bytes() > 0 {
-        let better = (1..=MAX_TOGETHER).find_map(|together| {
-            let found = search.best_of(together, &difference);
-            (found.drift < difference.drift_bytes()).then_some(found.changes)
-        });
-        let Some(changes) = better else { break };
-        for (at, form) in changes {
-            search.replace(at, form);
+        let before = difference.drift_bytes();
+        // Each by itself: of many that were cut off, most have nothing to do with each other.
+        for at in 0..unfinished.len() {
+            let found = search.best_at(at, 1, &difference);
+            search.take(found, &mut difference);
         }
-        difference = search.compared();
+        if difference.drift_bytes() < before {
+            continue;
+        }
+        let better = (2..=MAX_TOGETHER).find_map(|together| {
+            let found = search.best_of(together, &difference);
+            (found.drift < before).then_some(found)
+        });
+        let Some(found) = better else { break };
+        search.take(found, &mut difference);
     }
     search.acted.into_iter().flatten().collect()
 }
@@ -86,6 +92,15 @@ struct Found {
     changes: Vec<(usize, Form)>,
 }
 
+impl Found {
+    fn nothing(difference: &Comparison) -> Found {
+        Found {
+            drift: difference.drift_bytes(),
+            changes: Vec::new(),
+        }
+    }
+}
+
 impl Search<'_> {
     fn compared(&self) -> Comparison {
         let after = after(self.space, self.acted.iter().flatten(), self.files);
@@ -100,34 +115,54 @@ impl Search<'_> {
             .unwrap_or_default()
     }
 
+    /// Thinks so from now on, if that is closer to the checkpoint.
+    fn take(&mut self, found: Found, difference: &mut Comparison) {
+        if found.drift < difference.drift_bytes() {
+            for (at, form) in found.changes {
+                self.replace(at, form);
+            }
+            *difference = self.compared();
+        }
+    }
+
     /// The best that `together` changes can do, made one upon the other.
     fn best_of(&mut self, together: usize, difference: &Comparison) -> Found {
-        let mut best = Found {
-            drift: difference.drift_bytes(),
-            changes: Vec::new(),
+        let mut best = Found::nothing(difference);
+        for at in 0..self.unfinished.len() {
+            let found = self.best_at(at, together, difference);
+            if found.drift < best.drift {
+                best = found;
+            }
+            if self.trials == 0 || best.drift == 0 {
+                break;
+            }
+        }
+        best
+    }
+
+    /// The same, if the first of the changes is that of one call.
+    fn best_at(&mut self, at: usize, together: usize, difference: &Comparison) -> Found {
+        let mut best = Found::nothing(difference);
+        let Some(event) = self.unfinished.get(at) else {
+            return best;
         };
-        for (at, event) in self.unfinished.iter().enumerate() {
+        self.trials = self.trials.saturating_sub(1);
+        for form in self.forms(event, difference) {
+            if self.trials == 0 || best.drift == 0 {
+                break;
+            }
             self.trials = self.trials.saturating_sub(1);
-            for form in self.forms(event, difference) {
-                if self.trials == 0 || best.drift == 0 {
-                    return best;
-                }
-                self.trials = self.trials.saturating_sub(1);
-                let before = self.replace(at, form);
-                let then = self.compared();
-                let mut found = if together > 1 {
-                    self.best_of(together - 1, &then)
-                } else {
-                    Found {
-                        drift: then.drift_bytes(),
-                        changes: Vec::new(),
-                    }
-                };
-                let form = self.replace(at, before);
-                if found.drift < best.drift {
-                    found.changes.insert(0, (at, form));
-                    best = found;
-                }
+            let before = self.replace(at, form);
+            let then = self.compared();
+            let mut found = if together > 1 {
+                self.best_of(together - 1, &then)
+            } else {
+                Found::nothing(&then)
+            };
+            let form = self.replace(at, before);
+            if found.drift < best.drift {
+                found.changes.insert(0, (at, form));
+                best = found;
             }
         }
         best

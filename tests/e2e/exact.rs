@@ -78,6 +78,11 @@ victims! {
     int80: "int80", 0, Bytes;
     nolibc32: "nolibc32", 5, All;
     failing: "failing", 0, All;
+    cut_off_by_exit: "cut_off exit", 0, All;
+    cut_off_by_sigkill: "cut_off kill", 0, All;
+    files_cut_off_by_sigkill: "cut_off file 30 1", 0, All;
+    crowd: "crowd 100", 0, All;
+    ignored: "ignored", 0, All;
     sandbox: "sandbox", 0, All;
     names: "names", 0, All;
     grows_down: "grows_down", 0, All;
@@ -143,6 +148,17 @@ fn threads_have_the_names_that_they_gave_themselves() {
     for n in 0..3 {
         // Its own two, and what the C library mapped for it.
         assert!(held(&format!("decoder-{n}")) >= Some(Some(2)), "{leaks:#}");
+    }
+}
+
+#[test]
+fn signals_that_are_ignored_break_no_call_off() {
+    let program = victim_command("ignored");
+    let bare = crate::common::truth::Truth::read(&Run::of(&mut victim_command("ignored")).text());
+    for mechanism in ["seccomp", "syscall"] {
+        let recording = Recording::with(&["--mechanism", mechanism], &program, b"");
+        let answers = &recording.truth().last["answers"];
+        assert_eq!(*answers, bare.last["answers"], "under {mechanism}");
     }
 }
 

@@ -144,9 +144,8 @@ pub fn exit_now(code: c_int) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Cuts this process loose from everything it inherited: a session of its own, default signals but
-/// for those that would kill a writer, `/dev/null` as standard descriptors, and no other descriptor
-/// than `keep`.
+/// Cuts this process loose from everything it inherited: a session of its own, no signal that others
+/// send, `/dev/null` as standard descriptors, and no other descriptor than `keep`.
 pub fn become_background(keep: &[RawFd]) -> io::Result<()> {
     // SAFETY: these calls change this process only; the caller owns the descriptors in `keep`, and
     // every other one belongs to nobody here (a fresh fork of a single-threaded process).
@@ -154,11 +153,25 @@ pub fn become_background(keep: &[RawFd]) -> io::Result<()> {
         libc::setsid();
         let mut none = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
         libc::sigemptyset(&raw mut none);
-        for signal in 1..32 {
+        for signal in 1..=libc::SIGRTMAX() {
             let how = match signal {
-                libc::SIGPIPE | libc::SIGXFSZ | libc::SIGHUP => libc::SIG_IGN,
-                _ => libc::SIG_DFL,
+                // Faults of our own; what the tracer lives by; what cannot be ignored.
+                libc::SIGILL
+                | libc::SIGTRAP
+                | libc::SIGABRT
+                | libc::SIGBUS
+                | libc::SIGFPE
+                | libc::SIGSEGV
+                | libc::SIGSYS
+                | libc::SIGCHLD
+                | libc::SIGALRM
+                | libc::SIGKILL
+                | libc::SIGSTOP => libc::SIG_DFL,
+                // Sent to all processes of a service, a user, a terminal, a limit: none of it may
+                // take a program down whose recorder this is.
+                _ => libc::SIG_IGN,
             };
+            // The two signals of the C library's own are refused.
             libc::signal(signal, how);
         }
         // Stops are waited for; a signal for each would be thrown away.
@@ -166,17 +179,39 @@ pub fn become_background(keep: &[RawFd]) -> io::Result<()> {
         quiet.sa_flags = libc::SA_NOCLDSTOP;
         libc::sigaction(libc::SIGCHLD, &raw const quiet, ptr::null_mut());
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        // Nothing is looked for in a directory, and none is kept from being unmounted.
+        libc::chdir(c"/".as_ptr());
+    }
+    silence(&[0, 1, 2])?;
+    close_all_but(keep)
+}
+
+/// Lets go of the program's input and output: while somebody else has them open, a pipe does not end
+/// when the program closes it. Keeps standard error and `keep`. Later writes that would exceed the
+/// limit of a file's size fail, and kill nobody.
+pub fn let_go_of_streams(keep: &[RawFd]) -> io::Result<()> {
+    // SAFETY: to ignore is no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    silence(&[0, 1])?;
+    close_all_but(keep)
+}
+
+/// Puts `/dev/null` in the place of these descriptors.
+fn silence(fds: &[RawFd]) -> io::Result<()> {
+    // SAFETY: open returns a new descriptor; what it replaces are standard ones, which nobody owns.
+    unsafe {
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
         if null < 0 {
             return Err(io::Error::last_os_error());
         }
-        for fd in 0..3 {
-            libc::dup2(null, fd);
+        for fd in fds {
+            libc::dup2(null, *fd);
         }
-        // Nothing is looked for in a directory, and none is kept from being unmounted.
-        libc::chdir(c"/".as_ptr());
+        if null > 2 {
+            libc::close(null);
+        }
     }
-    close_all_but(keep)
+    Ok(())
 }
 
 /// Closes every descriptor from 3 on but those in `keep`.
@@ -209,14 +244,34 @@ fn close_each_but(keep: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Raises the limit of open descriptors as far as this process may.
-pub fn raise_descriptor_limit() {
-    // SAFETY: getrlimit writes and setrlimit reads one struct.
-    unsafe {
-        let mut limit = MaybeUninit::<libc::rlimit>::zeroed().assume_init();
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+/// Raises this process's limits as far as it may: they were meant for the program.
+pub fn raise_limits() {
+    let limits = [
+        libc::RLIMIT_NOFILE,
+        libc::RLIMIT_CPU,
+        libc::RLIMIT_STACK,
+        libc::RLIMIT_AS,
+        libc::RLIMIT_DATA,
+    ];
+    for what in limits {
+        // SAFETY: getrlimit writes and setrlimit reads one struct.
+        unsafe {
+            let mut limit = MaybeUninit::<libc::rlimit>::zeroed().assume_init();
+            if libc::getrlimit(what, &raw mut limit) < 0 {
+                continue;
+            }
+            if what != libc::RLIMIT_NOFILE {
+                let none = libc::rlimit {
+                    rlim_cur: libc::RLIM_INFINITY,
+                    rlim_max: libc::RLIM_INFINITY,
+                };
+                // Root may.
+                if libc::setrlimit(what, &raw const none) == 0 {
+                    continue;
+                }
+            }
             limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+            libc::setrlimit(what, &raw const limit);
         }
     }
 }
@@ -421,6 +476,23 @@ pub fn kill(pid: Pid, signal: c_int) {
     unsafe {
         libc::kill(pid.0 as pid_t, signal);
     }
+}
+
+/// Continues a child that is in another process group than this process.
+pub fn continue_other_group(child: Pid) {
+    // SAFETY: these calls take and return integers.
+    unsafe {
+        if libc::getpgid(child.0 as pid_t) != libc::getpgrp() {
+            libc::kill(child.0 as pid_t, libc::SIGCONT);
+        }
+    }
+}
+
+/// Whether this process leads its session.
+#[must_use]
+pub fn leads_session() -> bool {
+    // SAFETY: both return integers.
+    unsafe { libc::getsid(0) == libc::getpid() }
 }
 
 /// Waits until one of the descriptors can be read (or hung up), or `timeout_ms` passed (-1: for

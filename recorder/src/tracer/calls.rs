@@ -191,6 +191,13 @@ impl Tracer {
         let (ix, Some(space)) = (thread.ix, thread.space) else {
             return;
         };
+        // A filter of the program's own that answers with SIGSYS leaves the number where the result
+        // belongs (SECCOMP_RET_TRAP): the call was not made. No memory call returns its own number.
+        let number = call.call.number(call.abi).map(i64::from);
+        let value = match number == Some(value) {
+            true => -i64::from(libc::ENOSYS),
+            false => value,
+        };
         let outcome = Outcome::Returned(stored_result(tid, &call, value));
         // Its exit stamp comes when what it speaks of is defined.
         let mut event = call.ended(ix, space, outcome, Stamp(0), self.now());
@@ -469,8 +476,18 @@ impl Tracer {
             }
             Watched::Clone3 => match memory::read_u64(tid, arg0) {
                 Some(value) if value & CLONE_UNTRACED != 0 => {
-                    stopped.poke(arg0, value & !CLONE_UNTRACED)?;
-                    Some(Pending::Clone(Changed::Word { addr: arg0, value }))
+                    match stopped.poke(arg0, value & !CLONE_UNTRACED) {
+                        Err(StopError::Refused { .. }) => {
+                            // Its words cannot be written. Whoever uses clone3 knows how to do
+                            // without it.
+                            stopped.answer(-i64::from(libc::ENOSYS))?;
+                            None
+                        }
+                        done => {
+                            done?;
+                            Some(Pending::Clone(Changed::Word { addr: arg0, value }))
+                        }
+                    }
                 }
                 _ => None,
             },

@@ -341,6 +341,7 @@ impl Tracer {
                 .collect();
             for tid in others {
                 self.abandon_call(tid);
+                self.settle_unseen_of_the_dead(tid);
                 self.leave_space(tid, how, Look::Last);
             }
             self.leave_space(last, how, Look::Last);

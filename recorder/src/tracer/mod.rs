@@ -8,6 +8,7 @@ mod calls;
 mod decode;
 mod fresh;
 mod lives;
+mod signals;
 mod state;
 mod window;
 
@@ -38,8 +39,8 @@ use window::Window;
 
 /// Remarks of what could not be seen; more of them say nothing new.
 const MAX_UNCOVERED: usize = 100;
-/// Stops that are collected before the first of them is served.
-const BATCH: usize = 64;
+/// Threads that were served and wait for the rest of their batch to be resumed with it, at most.
+const RESUMED_TOGETHER: usize = 64;
 
 /// What to trace, and how.
 pub struct Task {
@@ -119,9 +120,9 @@ impl Tracer {
             newborn: FxHashMap::default(),
             staying: FxHashMap::default(),
             spaces: FxHashMap::default(),
-            batch: VecDeque::with_capacity(BATCH),
+            batch: VecDeque::new(),
             batches: 0,
-            ready: Vec::with_capacity(BATCH),
+            ready: Vec::with_capacity(RESUMED_TOGETHER),
             window: Window::Waiting,
             stamps: AtomicU64::new(1),
             journal: Some(journal),
@@ -174,8 +175,9 @@ impl Tracer {
         Ok(())
     }
 
-    /// The next event. With several threads all that wait are collected first and served in turn:
-    /// the kernel always shows the first in its list, and a busy one would starve the others.
+    /// The next event. With several threads all that wait are collected first, however many, and
+    /// served in turn: the kernel always shows the first in its list, and busy ones would starve the
+    /// others.
     fn next_event(&mut self) -> io::Result<Event> {
         if let Some((stopped, stop)) = self.batch.pop_front() {
             return Ok(Event::Stopped(stopped, stop));
@@ -201,9 +203,6 @@ impl Tracer {
                     };
                     if let Some(stop) = stop {
                         self.put_by(stopped, stop);
-                    }
-                    if self.batch.len() >= BATCH {
-                        break;
                     }
                 }
                 other if self.batch.is_empty() => return Ok(other),
@@ -251,7 +250,7 @@ impl Tracer {
         self.follower.served(&stopped);
         let outcome = self.dispatch(stopped, stop);
         self.served(outcome);
-        if self.batch.is_empty() {
+        if self.batch.is_empty() || self.ready.len() >= RESUMED_TOGETHER {
             self.go_all();
         }
         self.stats.stopped_ns += timer::monotonic_ns().saturating_sub(since);
@@ -286,7 +285,10 @@ impl Tracer {
             Stop::Child => self.child(stopped),
             Stop::Exec => self.exec(stopped),
             Stop::Exit => self.exiting(stopped),
-            Stop::Signal(signal) => self.resume_with(stopped, signal),
+            Stop::Signal(signal) => {
+                signals::undo_interruption(&stopped, signal)?;
+                self.resume_with(stopped, signal)
+            }
             // Detached, a thread stays in its group-stop by itself.
             Stop::Group if self.lets_go() => stopped.detach(0),
             Stop::Group => stopped.listen(),
