@@ -30,7 +30,7 @@ pub struct FailArgs {
     fail_over: Option<u64>,
 
     /// The exit code of such a failure
-    #[arg(long, value_name = "CODE", default_value_t = 86)]
+    #[arg(long, value_name = "CODE", default_value_t = 86, value_parser = clap::value_parser!(u8).range(1..))]
     fail_exit_code: u8,
 }
 

@@ -1,6 +1,6 @@
 //! Opens logs, and says in plain words what is wrong with one.
 
-use std::fs::File;
+use std::fs::{File, FileType};
 use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
@@ -49,8 +49,14 @@ impl LogArg {
 pub fn open(path: &Path) -> anyhow::Result<Log> {
     let name = path.display();
     let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
-    if file.metadata().is_ok_and(|m| m.is_dir()) {
+    let kind = file.metadata().map(|meta| meta.file_type());
+    if kind.as_ref().is_ok_and(FileType::is_dir) {
         bail!("{name} is a directory: name a log inside of it");
+    }
+    if kind.is_ok_and(|kind| !kind.is_file()) {
+        bail!(
+            "{name} is no regular file, and a log is read forwards and backwards: save it to one"
+        );
     }
     let log = LogReader::open(BufReader::with_capacity(1 << 16, file)).map_err(|error| {
         let remedy = match &error {

@@ -1,7 +1,7 @@
 //! What can go wrong before the target runs, in words that name the cause and the remedy.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a recording could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The log cannot be made.
-    #[error("{}: {source}{}", path.display(), output_remedy(source))]
+    #[error("{}: {source}{}", path.display(), output_remedy(path, source))]
     Output {
         /// Where it was to be.
         path: PathBuf,
@@ -82,8 +82,9 @@ impl Error {
     }
 }
 
-fn output_remedy(error: &io::Error) -> &'static str {
+fn output_remedy(path: &Path, error: &io::Error) -> &'static str {
     match error.kind() {
+        io::ErrorKind::AlreadyExists if path.is_dir() => "; it is a directory, name a file in it",
         io::ErrorKind::AlreadyExists => {
             "; choose another name with -o, or overwrite it with --force"
         }

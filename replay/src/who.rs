@@ -4,7 +4,7 @@
 //! A first pass finds what is mapped there in the end, and where that was born; a second one goes
 //! along with it from there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use maptrail_tracelog::calls::Effect;
 use maptrail_tracelog::record::{Body, CallEvent, LookCause, Record, SpaceEnd};
@@ -21,6 +21,32 @@ use crate::space::Space;
 use crate::timeline::Source;
 use crate::world::{Began, World};
 
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// About which address.
+    pub addr: Addr,
+    /// As things stood then; without it, at each space's end.
+    pub at: Option<Nanos>,
+    /// In this space only.
+    pub only: Option<SpaceId>,
+    /// How many touches are told for each space, at most: of more, the first and the last ones.
+    pub most: usize,
+}
+
+impl Question {
+    /// All that is known of an address.
+    #[must_use]
+    pub fn about(addr: Addr) -> Question {
+        Question {
+            addr,
+            at: None,
+            only: None,
+            most: usize::MAX,
+        }
+    }
+}
+
 /// The answer for one space.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Who {
@@ -33,6 +59,8 @@ pub struct Who {
     /// What touched it, in effect order, from the birth of `now`; or, if nothing is mapped there, all
     /// that ever did.
     pub touches: Vec<Touch>,
+    /// How many were left out, in the middle of the touches.
+    pub left_out: u64,
 }
 
 /// An address that was asked about too early.
@@ -73,17 +101,18 @@ pub enum What {
     },
 }
 
-/// Answers for an address, in every space (or in `only`) that had it mapped at any time up to `at`; if
+/// Answers for an address, in every space that had it mapped at any time up to the one asked for; if
 /// there is none, in those that had it later.
 ///
 /// # Errors
 /// Those of reading the log, or a time past its end.
-pub fn who(
-    source: &mut impl Source,
-    addr: Addr,
-    at: Option<Nanos>,
-    only: Option<SpaceId>,
-) -> Result<(Vec<Who>, World), Error> {
+pub fn who(source: &mut impl Source, question: Question) -> Result<(Vec<Who>, World), Error> {
+    let Question {
+        addr,
+        at,
+        only,
+        most,
+    } = question;
     let window = source.last();
     if let Some(at) = at.filter(|at| *at > window) {
         return Err(Error::OutsideWindow { at, window });
@@ -109,12 +138,12 @@ pub fn who(
         .spaces
         .iter()
         .filter(|life| life.was_ever_mapped)
-        .map(|life| Trail::of(life, addr, &world))
+        .map(|life| Trail::of(life, addr, most, &world))
         .collect();
     trails.sort_by_key(|trail| trail.who.space);
     let mut follower = Follower { trails, until };
     let world = replay(source, &mut follower)?;
-    let answers = follower.trails.into_iter().map(|trail| trail.who).collect();
+    let answers = follower.trails.into_iter().map(Trail::end).collect();
     Ok((answers, world))
 }
 
@@ -135,6 +164,7 @@ fn later(
         now: None,
         later: Some(Later { asked, first }),
         touches: Vec::new(),
+        left_out: 0,
     });
     Ok((answers.collect(), world))
 }
@@ -238,7 +268,12 @@ impl Observer for Lives {
 
 /// A space's answer in the making.
 struct Trail {
+    /// With the first half of the touches that are told.
     who: Who,
+    /// The other half: the last so many.
+    last: VecDeque<Touch>,
+    /// How many touches are told.
+    most: usize,
     /// Where the memory is that is asked for: at first where it was born, at last the address.
     at: Addr,
     /// The space and those it was forked from, each from a stamp on; ascending.
@@ -248,7 +283,7 @@ struct Trail {
 }
 
 impl Trail {
-    fn of(life: &Life, addr: Addr, world: &World) -> Trail {
+    fn of(life: &Life, addr: Addr, most: usize, world: &World) -> Trail {
         let birth = life.now.and_then(|now| now.birth);
         Trail {
             who: Who {
@@ -256,11 +291,32 @@ impl Trail {
                 now: life.now,
                 later: None,
                 touches: Vec::new(),
+                left_out: 0,
             },
+            last: VecDeque::new(),
+            most,
             at: life.now.map_or(addr, |now| now.region.origin_of(addr)),
             lineage: lineage(life.space, world),
             since: birth.map_or(Stamp(0), |birth| birth.stamp),
         }
+    }
+
+    fn push(&mut self, touch: Touch) {
+        let first = self.most.div_ceil(2);
+        if self.who.touches.len() < first {
+            self.who.touches.push(touch);
+            return;
+        }
+        self.last.push_back(touch);
+        if self.last.len() > self.most - first {
+            self.last.pop_front();
+            self.who.left_out += 1;
+        }
+    }
+
+    fn end(mut self) -> Who {
+        self.who.touches.extend(self.last);
+        self.who
     }
 
     /// Whether it leads through `space` at that time.
@@ -316,7 +372,7 @@ impl Follower {
         for trail in &mut self.trails {
             let addr = trail.at;
             if trail.is_in(space, stamp) && ranges.iter().any(|range| range.contains(addr)) {
-                trail.who.touches.push(Touch {
+                trail.push(Touch {
                     at,
                     stamp,
                     addr,

@@ -7,7 +7,7 @@ use maptrail_replay::maps_at::maps_at;
 use maptrail_replay::views::when::When;
 use maptrail_replay::views::who::{Life, nearest};
 use maptrail_replay::views::write_json;
-use maptrail_replay::who::who;
+use maptrail_replay::who::{Question, who};
 use maptrail_tracelog::types::Addr;
 
 use crate::arguments::parse_address;
@@ -31,6 +31,10 @@ pub struct Args {
     #[arg(value_name = "ADDR", value_parser = parse_address)]
     address: Addr,
 
+    /// Show all calls, however many; otherwise of more than 200 the first and the last
+    #[arg(long)]
+    all: bool,
+
     /// As things stood then: 12.5s from the start, -5s from the end, or an RFC 3339 instant
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     at: Option<When>,
@@ -38,6 +42,9 @@ pub struct Args {
     #[command(flatten)]
     json: JsonArg,
 }
+
+/// How many calls are shown without `--all`.
+const MOST: usize = 200;
 
 impl Args {
     /// Runs the command.
@@ -48,7 +55,13 @@ impl Args {
     pub fn run(&self, output: &mut Output) -> anyhow::Result<ExitCode> {
         let mut log = self.log.open()?;
         let at = self.at.map(|when| log::moment(&log, when)).transpose()?;
-        let (found, world) = who(&mut log, self.address, at, None)?;
+        let most = if self.all { usize::MAX } else { MOST };
+        let question = Question {
+            at,
+            most,
+            ..Question::about(self.address)
+        };
+        let (found, world) = who(&mut log, question)?;
         if found.is_empty() {
             let (spaces, world) = maps_at(&mut log, at, None)?;
             let near = nearest(self.address, &spaces, &world);

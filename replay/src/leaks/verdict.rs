@@ -10,7 +10,7 @@ use maptrail_tracelog::types::Nanos;
 use super::aggregate::Tally;
 use crate::series::Buckets;
 // A number in a sentence, which is all that is known of views here.
-use crate::views::text::count;
+use crate::views::text::{count, plural};
 
 /// What a stack's mappings are. Ordered worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -201,7 +201,8 @@ fn why_no_leak(held: &Survivors, lows: &[u64; PARTS]) -> Option<String> {
     let mappings = count(held.mappings);
     if held.mappings < LEAK_MAPPINGS {
         return Some(format!(
-            "only {mappings} mappings held: a longer window would tell"
+            "only {mappings} mapping{} held: a longer window would tell",
+            plural(held.mappings)
         ));
     }
     let parts_with = held.by_part.iter().filter(|n| **n > 0).count();

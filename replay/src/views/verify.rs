@@ -25,7 +25,7 @@ pub fn write_text(out: &mut dyn Write, verify: &Verify, screen: Screen) -> io::R
         "{} checkpoint{} in {} address space{}",
         count(verify.checkpoints),
         plural(verify.checkpoints),
-        verify.spaces.len(),
+        count(verify.spaces.len() as u64),
         plural(verify.spaces.len() as u64),
     );
     if verify.checkpoints == 0 {

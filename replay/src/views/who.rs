@@ -6,6 +6,7 @@
 //! that is later than the time asked for), and `touches[]`, oldest first: `t_ns`, `address`
 //! (where the memory was then), `what` (`call`, `pre-existing` or `look`), and for calls `call` (its
 //! name), `text` (as strace prints it), `pid`, `tid`, `thread`, `stack`, `frames[]`; for looks `mapped`.
+//! `touches_left_out` counts those that are missing in the middle of a long list.
 
 use std::io::{self, Write};
 
@@ -16,7 +17,7 @@ use serde::Serialize;
 
 use super::stack::write_stack;
 use super::strace;
-use super::text::{Paint, Screen, Tone, escaped, seconds, size};
+use super::text::{Paint, Screen, Tone, count, escaped, seconds, size};
 use crate::maps_at::{Mapped, SpaceMaps};
 use crate::symbols::{Frame, Names};
 use crate::who::{Later, Touch, What, Who};
@@ -37,6 +38,7 @@ struct SpaceLife {
     #[serde(rename = "first_t_ns", serialize_with = "first_ns")]
     later: Option<Later>,
     touches: Vec<TouchView>,
+    touches_left_out: u64,
 }
 
 fn first_ns<S: serde::Serializer>(later: &Option<Later>, s: S) -> Result<S::Ok, S::Error> {
@@ -92,6 +94,7 @@ impl Life {
                 touches: (who.touches.iter())
                     .map(|touch| TouchView::new(touch, world, names))
                     .collect(),
+                touches_left_out: who.left_out,
             })
             .collect();
         Life { address, spaces }
@@ -109,7 +112,14 @@ impl Life {
             let answer = self.answer(space);
             writeln!(out, "{}", screen.paint().tone(Tone::Strong, answer))?;
             let mut shown = FxHashMap::default();
-            for touch in &space.touches {
+            for (i, touch) in space.touches.iter().enumerate() {
+                if space.touches_left_out > 0 && i == space.touches.len().div_ceil(2) {
+                    let more = format!(
+                        "       ...  {} more calls; --all shows them",
+                        count(space.touches_left_out)
+                    );
+                    writeln!(out, "\n{}", screen.paint().tone(Tone::Strong, more))?;
+                }
                 touch.write_text(out, self.address, &mut shown, screen.paint())?;
             }
         }

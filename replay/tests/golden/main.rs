@@ -20,7 +20,7 @@ use maptrail_replay::views::maps::Maps;
 use maptrail_replay::views::text::Screen;
 use maptrail_replay::views::timeline::{Timeline, points};
 use maptrail_replay::views::who::{Life, nearest};
-use maptrail_replay::who::who;
+use maptrail_replay::who::{Question, who};
 use maptrail_tracelog::reader::{LogBytes, LogReader};
 use maptrail_tracelog::types::{Addr, Nanos};
 
@@ -249,7 +249,7 @@ fn timeline_draws_or_counts() {
 #[test]
 fn who_tells_a_life_through_a_move() {
     let mut log = log();
-    let (found, world) = who(&mut log, story::MOVED_TO, None, None).expect("a good log");
+    let (found, world) = who(&mut log, Question::about(story::MOVED_TO)).expect("a good log");
     let life = Life::new(story::MOVED_TO, &found, &world, &mut names(&mut log));
     compare("who.txt", &print(|out| life.write_text(out, Screen::PLAIN)));
     compare("who.json", &print(|out| views::write_json(out, &life)));

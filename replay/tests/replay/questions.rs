@@ -8,7 +8,7 @@ use maptrail_replay::usage::{Sizes, usage};
 use maptrail_replay::views::events::{Events, Format};
 use maptrail_replay::views::text::Screen;
 use maptrail_replay::views::who::{Life, nearest};
-use maptrail_replay::who::{Later, What, who};
+use maptrail_replay::who::{Later, Question, What, who};
 use maptrail_tracelog::calls::Call;
 use maptrail_tracelog::record::{Body, Origin, Outcome, RssSample};
 use maptrail_tracelog::types::{Addr, Nanos, PAGE, SpaceId, StackId, Stamp};
@@ -20,7 +20,14 @@ const B: u64 = 0x20_0000;
 const C: u64 = 0x30_0000;
 
 fn calls_at(log: &Log, addr: u64, space: SpaceId) -> Vec<(Call, Addr)> {
-    let (answers, _) = who(&mut log.source(), Addr(addr), None, Some(space)).expect("reads");
+    let (answers, _) = who(
+        &mut log.source(),
+        Question {
+            only: Some(space),
+            ..Question::about(Addr(addr))
+        },
+    )
+    .expect("reads");
     let touches = answers.into_iter().flat_map(|who| who.touches);
     touches
         .filter_map(|touch| match touch.what {
@@ -28,6 +35,29 @@ fn calls_at(log: &Log, addr: u64, space: SpaceId) -> Vec<(Call, Addr)> {
             _ => None,
         })
         .collect()
+}
+
+#[test]
+fn of_many_touches_the_first_and_the_last_are_told() {
+    let mut log = Log::new(&[]);
+    for _ in 0..100 {
+        log.mmap(A, 1);
+        log.munmap(A, 1);
+    }
+    let told = |most| {
+        let question = Question {
+            most,
+            ..Question::about(Addr(A))
+        };
+        let (answers, _) = who(&mut log.source(), question).expect("reads");
+        let stamps = answers[0].touches.iter().map(|touch| touch.stamp);
+        (stamps.collect::<Vec<Stamp>>(), answers[0].left_out)
+    };
+    let (all, none) = told(usize::MAX);
+    assert_eq!((all.len(), none), (200, 0));
+    assert_eq!(told(200), (all.clone(), 0));
+    let ends = [&all[..4], &all[197..]].concat();
+    assert_eq!(told(7), (ends, 193));
 }
 
 #[test]
@@ -130,7 +160,7 @@ fn the_heap_and_places_that_are_empty_now_have_a_story_too() {
     };
     assert_eq!(at(START_BRK + PAGE), [Call::Brk, Call::Brk]);
     assert_eq!(at(A), [Call::Mmap, Call::Munmap]);
-    let (answers, _) = who(&mut log.source(), Addr(B), None, None).expect("reads");
+    let (answers, _) = who(&mut log.source(), Question::about(Addr(B))).expect("reads");
     assert_eq!(answers, [], "never mapped");
 }
 
@@ -158,7 +188,7 @@ fn a_shrinking_heap_is_told_when_it_shrinks() {
     let names: Vec<&str> = told.iter().map(|(call, _)| call.as_str()).collect();
     assert_eq!(names, ["brk", "brk", "mmap"], "once each, in effect order");
     assert_eq!(told[1].1, shrink.event.entry_ns.0);
-    let who_says = who(&mut log.source(), Addr(START_BRK), None, None).expect("reads");
+    let who_says = who(&mut log.source(), Question::about(Addr(START_BRK))).expect("reads");
     let touched: Vec<Stamp> = who_says.0[0].touches.iter().map(|t| t.stamp).collect();
     assert_eq!(touched[1], shrink.event.entry, "not {after:?}");
 }
@@ -171,7 +201,14 @@ fn what_is_mapped_later_is_told_so() {
     log.mmap(B, 1);
     let mapped = log.now();
     log.munmap(B, 1);
-    let (answers, world) = who(&mut log.source(), Addr(B), Some(asked), None).expect("reads");
+    let (answers, world) = who(
+        &mut log.source(),
+        Question {
+            at: Some(asked),
+            ..Question::about(Addr(B))
+        },
+    )
+    .expect("reads");
     let [answer] = &answers[..] else {
         panic!("one space: {answers:?}");
     };
@@ -192,7 +229,14 @@ fn what_is_mapped_later_is_told_so() {
         text.ends_with("nothing was mapped there by 0.000 s; first mapped at 0.000 s.\n"),
         "{text}"
     );
-    let (never, _) = who(&mut log.source(), Addr(C), Some(asked), None).expect("reads");
+    let (never, _) = who(
+        &mut log.source(),
+        Question {
+            at: Some(asked),
+            ..Question::about(Addr(C))
+        },
+    )
+    .expect("reads");
     assert_eq!(never, []);
 }
 
