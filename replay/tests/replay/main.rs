@@ -6,3 +6,4 @@ mod kernel;
 mod log;
 mod properties;
 mod questions;
+mod settled;
