@@ -57,10 +57,11 @@ pub fn write_text(out: &mut dyn Write, verify: &Verify, screen: Screen) -> io::R
         )?;
     }
     if verify.settled > 0 {
-        let settled = count(verify.settled);
+        let (settled, s) = (count(verify.settled), plural(verify.settled));
+        let were = if s.is_empty() { "was" } else { "were" };
         writeln!(
             out,
-            "{settled} calls were settled by looking at the kernel."
+            "{settled} call{s} {were} settled by looking at the kernel."
         )?;
     }
     if verify.lost > 0 {
