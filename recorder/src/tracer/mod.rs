@@ -286,7 +286,8 @@ impl Tracer {
             Stop::Exec => self.exec(stopped),
             Stop::Exit => self.exiting(stopped),
             Stop::Signal(signal) => {
-                signals::undo_interruption(&stopped, signal)?;
+                // Whatever comes of that, the signal is delivered.
+                let _ = signals::undo_interruption(&stopped, signal);
                 self.resume_with(stopped, signal)
             }
             // Detached, a thread stays in its group-stop by itself.
