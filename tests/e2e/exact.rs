@@ -157,8 +157,13 @@ fn signals_that_are_ignored_break_no_call_off() {
     let bare = crate::common::truth::Truth::read(&Run::of(&mut victim_command("ignored")).text());
     for mechanism in ["seccomp", "syscall"] {
         let recording = Recording::with(&["--mechanism", mechanism], &program, b"");
-        let answers = &recording.truth().last["answers"];
-        assert_eq!(*answers, bare.last["answers"], "under {mechanism}");
+        let truth = recording.truth();
+        for word in ["answers", "stopped"] {
+            assert_eq!(
+                truth.last[word], bare.last[word],
+                "{word} under {mechanism}"
+            );
+        }
     }
 }
 

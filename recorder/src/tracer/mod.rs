@@ -286,13 +286,22 @@ impl Tracer {
             Stop::Exec => self.exec(stopped),
             Stop::Exit => self.exiting(stopped),
             Stop::Signal(signal) => {
-                // Whatever comes of that, the signal is delivered.
-                let _ = signals::undo_interruption(&stopped, signal);
+                let thread = self.threads.get_mut(&stopped.tid());
+                let was_stopped = thread.is_some_and(|t| std::mem::take(&mut t.was_stopped));
+                if !was_stopped {
+                    // Whatever comes of that, the signal is delivered.
+                    let _ = signals::undo_interruption(&stopped, signal);
+                }
                 self.resume_with(stopped, signal)
             }
             // Detached, a thread stays in its group-stop by itself.
             Stop::Group if self.lets_go() => stopped.detach(0),
-            Stop::Group => stopped.listen(),
+            Stop::Group => {
+                if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
+                    thread.was_stopped = true;
+                }
+                stopped.listen()
+            }
             Stop::Trap => self.trap(stopped),
             Stop::Other => self.resume(stopped),
         }

@@ -4,7 +4,8 @@
 //! call is broken off, the tracer is asked, and only then is the signal thrown away. Most calls start
 //! again by themselves when no handler was run. Some return EINTR instead, whatever came (signal(7)):
 //! to these the tracer gives the result that makes the kernel start them again. A relative timeout
-//! begins anew then.
+//! begins anew then. (A stop by job control breaks such calls off in an untraced program, too, and the
+//! SIGCONT after it is no reason to undo that.)
 
 use maptrail_tracelog::calls::{Abi, X32_BIT};
 

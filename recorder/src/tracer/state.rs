@@ -33,6 +33,8 @@ pub struct Thread {
     pub stack_wanted: usize,
     /// Stack and instruction pointer were not enough to unwind one of its stacks.
     pub needs_registers: bool,
+    /// Job control stopped it, which breaks its call off by itself, and no signal came since.
+    pub was_stopped: bool,
     /// To be put back at its first stop: its copy of what its maker's call was changed in.
     pub birth_fix: Option<Changed>,
 }
@@ -51,6 +53,7 @@ impl Thread {
             exiting: false,
             stack_wanted: FIRST_READ,
             needs_registers: false,
+            was_stopped: false,
             birth_fix: None,
         }
     }
