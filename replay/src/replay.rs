@@ -286,7 +286,11 @@ impl Replay {
             Body::Summary(summary) => {
                 world.lost = world.lost.max(summary.lost);
             }
-            Body::Rss(..) | Body::Residency(_) | Body::Note(_) => {}
+            Body::Rss(..)
+            | Body::Residency(_)
+            | Body::Note(_)
+            | Body::Untraced(_)
+            | Body::Footprint(_) => {}
         }
         observer.record(&self.world, record);
     }

@@ -151,6 +151,8 @@
 //! | 12 | [`Lost`](record::Body::Lost) | events, why |
 //! | 13 | [`Note`](record::Body::Note) | text |
 //! | 14 | [`Summary`](record::Body::Summary) | [`Summary`](record::Summary) |
+//! | 15 | [`Untraced`](record::Body::Untraced) | [`Untraced`](record::Untraced) |
+//! | 16 | [`Footprint`](record::Body::Footprint) | [`Footprint`](record::Footprint) |
 //!
 //! **Names** (5), until the section ends: varint length, a [`Name`](record::Name) as a value.
 //!

@@ -110,4 +110,6 @@ bodies! {
     12 => Lost { events: events, why: why },
     13 => Note { 0: text },
     14 => Summary { 0: summary },
+    15 => Untraced { 0: untraced },
+    16 => Footprint { 0: footprint },
 }

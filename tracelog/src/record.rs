@@ -371,6 +371,49 @@ pub enum WindowEnd {
     Asked,
     /// The log could not be written any more.
     Output(String),
+    /// The threads that were followed have ended; others of the program go on.
+    ThreadsEnded,
+    /// A limit that the user set, or one of the recorder's own, was reached: which, in words.
+    Limit(String),
+}
+
+/// Why a thread's calls were not recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum NotTraced {
+    /// It was not among those that were asked for.
+    NotChosen,
+    /// It could not be stopped without harm at first, or was found late.
+    Late,
+    /// It belongs to a process that shares the space and is not followed.
+    OtherProcess,
+}
+
+/// A thread that used a space while nobody recorded its calls: evidence for changes of the space that
+/// no event explains.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Untraced {
+    /// Which space.
+    pub space: SpaceId,
+    /// Its tid.
+    pub tid: Tid,
+    /// `comm`.
+    pub name: String,
+    /// Why.
+    pub why: NotTraced,
+    /// Since when. Until the record's own time.
+    pub since: Nanos,
+    /// CPU time that it used meanwhile, nanoseconds; `None` if nobody could tell. A thread that used
+    /// none made no call.
+    pub ran_ns: Option<u64>,
+}
+
+/// What the recorder itself took of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Footprint {
+    /// Most memory in RAM at once, bytes.
+    pub peak_rss: u64,
+    /// CPU time, nanoseconds.
+    pub cpu_ns: u64,
 }
 
 /// Written when the window closes in order: its absence marks a cut log.
@@ -467,6 +510,10 @@ pub enum Body {
     Note(String),
     /// The window closed.
     Summary(Summary),
+    /// Changes of a space that were not recorded, as far as is known.
+    Untraced(Untraced),
+    /// What the recorder took. Written once, before the summary.
+    Footprint(Footprint),
 }
 
 /// A record: what, and when. Takes its place among the events by its stamp.

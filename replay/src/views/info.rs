@@ -142,6 +142,8 @@ impl Info {
             WindowEnd::Time => "its time was up".to_owned(),
             WindowEnd::Asked => "the recorder was asked to stop".to_owned(),
             WindowEnd::Output(why) => format!("the log could not be written any more: {why}"),
+            WindowEnd::ThreadsEnded => "the threads that were followed ended".to_owned(),
+            WindowEnd::Limit(which) => which,
         });
         self.lost = self.lost.max(summary.lost);
         self.settled = summary.settled;

@@ -283,9 +283,11 @@ fn end_body() -> impl Strategy<Value = Body> {
         select(vec![
             WindowEnd::ProgramEnded,
             WindowEnd::Time,
-            WindowEnd::Asked
+            WindowEnd::Asked,
+            WindowEnd::ThreadsEnded,
         ]),
         text().prop_map(WindowEnd::Output),
+        text().prop_map(WindowEnd::Limit),
     ];
     let counts = [number(), number(), number(), number(), number()];
     prop_oneof![
@@ -303,8 +305,44 @@ fn end_body() -> impl Strategy<Value = Body> {
     ]
 }
 
+fn besides_body() -> impl Strategy<Value = Body> {
+    let why = select(vec![
+        NotTraced::NotChosen,
+        NotTraced::Late,
+        NotTraced::OtherProcess,
+    ]);
+    let untraced = (
+        small(),
+        small(),
+        text(),
+        why,
+        number(),
+        option::of(number()),
+    );
+    prop_oneof![
+        untraced.prop_map(
+            |(space, tid, name, why, since, ran_ns)| Body::Untraced(Untraced {
+                space: SpaceId(space),
+                tid: Tid(tid),
+                name,
+                why,
+                since: Nanos(since),
+                ran_ns,
+            })
+        ),
+        (number(), number())
+            .prop_map(|(peak_rss, cpu_ns)| Body::Footprint(Footprint { peak_rss, cpu_ns })),
+    ]
+}
+
 pub fn record() -> impl Strategy<Value = Record> {
-    let body = prop_oneof![space_body(), module_body(), seen_body(), end_body()];
+    let body = prop_oneof![
+        space_body(),
+        module_body(),
+        seen_body(),
+        end_body(),
+        besides_body()
+    ];
     (number(), number(), body).prop_map(|(stamp, ns, body)| Record {
         stamp: Stamp(stamp),
         ns: Nanos(ns),
