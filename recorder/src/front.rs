@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use bincode::config::standard;
 use bincode::{Decode, Encode};
+use maptrail_tracelog::record::Mechanism;
 use maptrail_tracelog::types::ModuleId;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
@@ -50,6 +51,18 @@ pub struct Report {
     pub output_failure: Option<String>,
     /// Threads of the target are still there.
     pub goes_on: bool,
+}
+
+/// A recording that was made.
+pub struct Recording {
+    /// How stops were made.
+    pub mechanism: Mechanism,
+    /// The log is still being written: the user would not wait for its end.
+    pub interrupted: bool,
+    /// The recording in numbers; `None` if the tracer was killed before the log was complete.
+    pub report: Option<Report>,
+    /// Modules that frames lie in, as they were when they were mapped.
+    pub modules: Vec<(ModuleId, File)>,
 }
 
 #[derive(Encode, Decode)]

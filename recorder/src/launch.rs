@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use maptrail_tracelog::record::{Header, Mechanism};
-use maptrail_tracelog::types::{ModuleId, PAGE, Pid, Tid};
+use maptrail_tracelog::types::{PAGE, Pid, Tid};
 
 use crate::error::Error;
-use crate::front::{self, FromTracer, Heard, Report, ToFront};
+use crate::front::{self, FromTracer, Heard, Recording, ToFront};
 use crate::journal::{self, Journal};
 use crate::mechanism::{self, filter};
 use crate::proc;
@@ -53,20 +53,6 @@ pub enum Ended {
     Exited(i32),
     /// By this signal.
     Killed(i32),
-}
-
-/// A recording that was made.
-pub struct Recording {
-    /// How the program ended.
-    pub ended: Ended,
-    /// How stops were made.
-    pub mechanism: Mechanism,
-    /// The log is still being written: the user would not wait for its end.
-    pub interrupted: bool,
-    /// The recording in numbers; `None` if the tracer was killed before the log was complete.
-    pub report: Option<Report>,
-    /// Modules that frames lie in, as they were when they were mapped.
-    pub modules: Vec<(ModuleId, File)>,
 }
 
 /// Looks the program up as a shell would.
@@ -119,7 +105,7 @@ fn executable(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// See [`Error`]; the program has not run.
-pub fn record(options: Options, say: &mut dyn FnMut(&str)) -> Result<Recording, Error> {
+pub fn record(options: Options, say: &mut dyn FnMut(&str)) -> Result<(Ended, Recording), Error> {
     let mechanism = match options.mechanism {
         Some(Mechanism::Seccomp) | None if spawn::seccomp_can_trace() => Mechanism::Seccomp,
         Some(Mechanism::Seccomp) => return Err(Error::NoSeccomp),
@@ -159,7 +145,7 @@ fn launch(
     mechanism: Mechanism,
     before: SignalState,
     say: &mut dyn FnMut(&str),
-) -> Result<Recording, Error> {
+) -> Result<(Ended, Recording), Error> {
     let signals = spawn::front_signal_fd().map_err(Error::system("signalfd"))?;
     let (to_front, from_tracer) = front::pair().map_err(Error::system("socketpair"))?;
     let (at_tracer, at_program) = UnixStream::pair().map_err(Error::system("socketpair"))?;
@@ -333,7 +319,7 @@ impl Front {
         from_tracer: FromTracer,
         status: PipeReader,
         say: &mut dyn FnMut(&str),
-    ) -> Result<Recording, Error> {
+    ) -> Result<(Ended, Recording), Error> {
         let mut status = Some(status);
         let mut tracer_lives = true;
         let mut ended = None;
@@ -411,13 +397,13 @@ impl Front {
             // Reaped here so that it does not linger as a zombie.
             let _ = spawn::child_state(self.tracer);
         }
-        Ok(Recording {
-            ended: ended.unwrap_or(Ended::Killed(libc::SIGKILL)),
+        let recording = Recording {
             mechanism: self.mechanism,
             interrupted: interrupted && report.is_none(),
             report,
             modules,
-        })
+        };
+        Ok((ended.unwrap_or(Ended::Killed(libc::SIGKILL)), recording))
     }
 
     fn tracer_died(&self) -> &'static str {

@@ -38,6 +38,6 @@ mod tracer;
 pub mod unwind;
 
 pub use error::Error;
-pub use front::Report;
+pub use front::{Recording, Report};
 pub use journal::create;
-pub use launch::{Ended, Options, Recording, find_program, record};
+pub use launch::{Ended, Options, find_program, record};

@@ -129,12 +129,12 @@ impl Args {
             log_is_stdout: path.is_none(),
         };
         let recorded = maptrail_recorder::record(options, &mut output::warn);
-        let recording = recorded.inspect_err(|error| {
+        let (ended, recording) = recorded.inspect_err(|error| {
             if let Some(fresh) = fresh {
                 fresh.remove_unused(error);
             }
         })?;
-        let code = exit_code(recording.ended);
+        let code = exit_code(ended);
         let Some(path) = path else {
             return Ok(code);
         };
