@@ -1,13 +1,26 @@
 //! `verify`: the model against the kernel's own list, at every checkpoint after a space's first.
 //!
-//! Every byte that differs, in being mapped or in an attribute, is drift, with two exceptions that are
-//! counted by themselves: pages that the kernel grew a stack by, and ranges of calls that had not come
-//! back. Nothing here corrects the model.
+//! Every byte that differs, in being mapped or in an attribute, is drift, with three exceptions. Two are
+//! counted by themselves: pages that the kernel grew a stack by, and what threads changed that were not
+//! traced. Ranges of calls that had not come back are left out. Nothing here corrects the model.
+//!
+//! # What is untraced
+//! Any thread of a space can change any page of it, so what the end looks like never tells who made it
+//! so. What does tell is time. The log vouches for a page from the moment of the kernel's last word on
+//! it: the space's first checkpoint, a look, or a recorded call that mapped or unmapped it, as of that
+//! call's entry. **A difference is untraced if a thread of the space was running untraced at that moment
+//! or after it, and drift if none was.** Evidence of such a thread is an
+//! [`Untraced`](maptrail_tracelog::record::Untraced) record of any CPU time but none; it counts up to the
+//! moment when the thread is taken up, or for good. So where a thread is found late, what was mapped
+//! since is verified as strictly as ever, and where there is no such thread, everything is. Looks are
+//! not judged: another thread can act between a call and the look that follows it.
 
 use std::collections::BTreeMap;
 
-use maptrail_tracelog::record::{CallEvent, Checkpoint};
+use maptrail_tracelog::calls::Effect;
+use maptrail_tracelog::record::{Body, CallEvent, Checkpoint, Record, SpaceEnd};
 use maptrail_tracelog::types::{Addr, Perms, Pid, Range, SpaceId};
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use crate::Error;
@@ -18,6 +31,7 @@ use crate::region::{BirthId, Region};
 use crate::replay::replay;
 use crate::space::{Space, USER_END};
 use crate::timeline::Source;
+use crate::untraced::{Evidence, UntracedThread, Vouched};
 use crate::world::World;
 
 /// What `verify` found.
@@ -48,6 +62,8 @@ pub struct SpaceDrift {
     pub pid: Pid,
     /// The drift at its worst checkpoint, bytes.
     pub drift_bytes: u64,
+    /// Bytes that differ because threads were not traced, at the checkpoint where most do.
+    pub untraced_bytes: u64,
     /// Bytes by which the kernel grew its stacks, at most.
     pub kernel_bytes: u64,
     /// Its checkpoints that were compared.
@@ -58,6 +74,10 @@ pub struct SpaceDrift {
     pub missing: Vec<DriftRange>,
     /// There, what the model has and the kernel has not.
     pub extra: Vec<DriftRange>,
+    /// Where `untraced_bytes` are.
+    pub untraced: Vec<DriftRange>,
+    /// The space's threads that were not traced, all the time or part of it.
+    pub untraced_threads: Vec<UntracedThread>,
 }
 
 /// A range in which model and kernel differ.
@@ -82,25 +102,42 @@ pub struct DriftRange {
 pub fn verify(source: &mut impl Source) -> Result<(Verify, World), Error> {
     let mut verifier = Verifier::default();
     let world = replay(source, &mut verifier)?;
+    let found = verifier.finish(&world);
+    let evidence = Evidence::of(&world);
+    if found.drift_bytes == 0 || evidence.is_empty() {
+        return Ok((found, world));
+    }
+    // What threads did unseen is told when they are taken up, or last of all.
+    let mut verifier = Verifier {
+        evidence,
+        ..Verifier::default()
+    };
+    let world = replay(source, &mut verifier)?;
     Ok((verifier.finish(&world), world))
 }
 
 /// The observer behind [`verify`].
 #[derive(Debug, Default)]
-pub struct Verifier {
+struct Verifier {
+    evidence: Evidence,
+    vouched: FxHashMap<SpaceId, Vouched>,
     spaces: BTreeMap<SpaceId, SpaceDrift>,
     in_flight_settled: u64,
 }
 
 impl Verifier {
     /// The result, when the replay is over.
-    #[must_use]
-    pub fn finish(self, world: &World) -> Verify {
+    fn finish(mut self, world: &World) -> Verify {
+        for told in &world.untraced {
+            if let Some(space) = self.spaces.get_mut(&told.space) {
+                space.untraced_threads.push(told.into());
+            }
+        }
         let spaces: Vec<SpaceDrift> = self.spaces.into_values().collect();
         let sum = |of: fn(&SpaceDrift) -> u64| spaces.iter().map(of).fold(0, u64::saturating_add);
         Verify {
             drift_bytes: sum(|s| s.drift_bytes),
-            untraced_bytes: 0,
+            untraced_bytes: sum(|s| s.untraced_bytes),
             kernel_bytes: sum(|s| s.kernel_bytes),
             checkpoints: sum(|s| s.checkpoints),
             settled: world.settled + self.in_flight_settled,
@@ -111,24 +148,68 @@ impl Verifier {
 }
 
 impl Observer for Verifier {
-    fn checkpoint(&mut self, world: &World, moment: &Moment, judged: &Judged<'_>) {
-        let id = moment.space;
-        let (Some(space), Some(info), false) =
-            (world.space(id), world.space_info(id), judged.first)
-        else {
+    fn event(&mut self, _world: &World, event: &CallEvent) {
+        let Some(vouched) = self.vouched.get_mut(&event.space) else {
             return;
         };
+        if event.outcome.value().is_none() {
+            return;
+        }
+        match event.call.effect() {
+            Effect::Map | Effect::Unmap => {
+                for range in calls::ranges(event) {
+                    vouched.settled(&self.evidence, event.entry_ns, range);
+                }
+            }
+            // It carries along what nobody may have seen come.
+            Effect::Remap => {
+                for range in calls::ranges(event) {
+                    vouched.unsettled(range);
+                }
+            }
+            Effect::Protect | Effect::Brk | Effect::Detach | Effect::Look | Effect::Advise => {}
+        }
+    }
+
+    fn record(&mut self, _world: &World, record: &Record) {
+        if let Body::Look(look) = &record.body
+            && let Some(vouched) = self.vouched.get_mut(&look.space)
+        {
+            vouched.settled(&self.evidence, record.ns, look.range);
+        }
+    }
+
+    fn checkpoint(&mut self, world: &World, moment: &Moment, judged: &Judged<'_>) {
+        let id = moment.space;
+        let (Some(space), Some(info)) = (world.space(id), world.space_info(id)) else {
+            return;
+        };
+        if judged.first {
+            let vouched = Vouched::from_first_checkpoint(id, moment.at);
+            self.vouched.insert(id, vouched);
+            return;
+        }
         let mut found = compare(space, judged.checkpoint, &world.files);
         self.in_flight_settled += found.forgive(judged.in_flight);
+        let untraced = match self.vouched.get_mut(&id) {
+            Some(vouched) => {
+                vouched.advance(&self.evidence, moment.at);
+                found.take_untraced(vouched)
+            }
+            None => Comparison::default(),
+        };
         let entry = self.spaces.entry(id).or_insert_with(|| SpaceDrift {
             space: id,
             pid: info.pid,
             drift_bytes: 0,
+            untraced_bytes: 0,
             kernel_bytes: 0,
             checkpoints: 0,
             worst_ns: None,
             missing: Vec::new(),
             extra: Vec::new(),
+            untraced: Vec::new(),
+            untraced_threads: Vec::new(),
         });
         entry.checkpoints += 1;
         entry.kernel_bytes = entry.kernel_bytes.max(found.kernel_bytes);
@@ -137,6 +218,15 @@ impl Observer for Verifier {
             entry.worst_ns = Some(moment.at.0);
             (entry.missing, entry.extra) = found.describe(&world.files);
         }
+        if untraced.drift_bytes() > entry.untraced_bytes {
+            entry.untraced_bytes = untraced.drift_bytes();
+            let ranges = untraced.differences.iter();
+            entry.untraced = ranges.filter_map(|d| d.describe(&world.files)).collect();
+        }
+    }
+
+    fn space_end(&mut self, _world: &World, moment: &Moment, _how: SpaceEnd) {
+        self.vouched.remove(&moment.space);
     }
 }
 
@@ -199,31 +289,50 @@ impl Comparison {
         forgiven
     }
 
+    /// Takes out what untraced threads may have changed: all that the log does not vouch for.
+    fn take_untraced(&mut self, vouched: &Vouched) -> Comparison {
+        let mut untraced = Comparison::default();
+        for difference in std::mem::take(&mut self.differences) {
+            let Range { mut start, end } = difference.range;
+            for known in vouched.within(difference.range) {
+                let below = Range {
+                    start,
+                    end: known.start,
+                };
+                untraced.differences.extend(difference.clipped(below));
+                self.differences.extend(difference.clipped(known));
+                start = known.end;
+            }
+            let rest = Range { start, end };
+            untraced.differences.extend(difference.clipped(rest));
+        }
+        untraced
+    }
+
     /// As ranges to print: what the kernel has, and what only the model has.
     fn describe(&self, files: &Files) -> (Vec<DriftRange>, Vec<DriftRange>) {
-        let (mut missing, mut extra) = (Vec::<DriftRange>::new(), Vec::<DriftRange>::new());
-        for d in &self.differences {
-            let list = if d.kernel.is_some() {
-                &mut missing
-            } else {
-                &mut extra
-            };
-            let Some(shown) = d.kernel.or(d.model) else {
-                continue;
-            };
-            list.push(DriftRange {
-                start: d.range.start,
-                end: d.range.end,
-                perms: shown.perms,
-                kernel: d.kernel.map(|r| line(&r, files)),
-                model: d.model.map(|r| line(&r, files)),
-            });
-        }
-        (missing, extra)
+        let (in_kernel, in_model): (Vec<&Difference>, _) =
+            self.differences.iter().partition(|d| d.kernel.is_some());
+        let described = |differences: Vec<&Difference>| {
+            let ranges = differences.into_iter();
+            ranges.filter_map(|d| d.describe(files)).collect()
+        };
+        (described(in_kernel), described(in_model))
     }
 }
 
 impl Difference {
+    /// As a range to print.
+    fn describe(&self, files: &Files) -> Option<DriftRange> {
+        Some(DriftRange {
+            start: self.range.start,
+            end: self.range.end,
+            perms: self.kernel.or(self.model)?.perms,
+            kernel: self.kernel.map(|r| line(&r, files)),
+            model: self.model.map(|r| line(&r, files)),
+        })
+    }
+
     /// The parts of it outside `range`.
     fn without(self, range: Range) -> impl Iterator<Item = Difference> {
         let below = Range {

@@ -31,6 +31,7 @@ mod settle;
 pub mod space;
 pub mod symbols;
 pub mod timeline;
+pub mod untraced;
 pub mod usage;
 pub mod views;
 pub mod who;

@@ -48,7 +48,7 @@ pub trait Observer {
     fn checkpoint(&mut self, _world: &World, _moment: &Moment, _judged: &Judged<'_>) {}
 
     /// A space is about to be dropped, with all that is mapped in it. Spaces that are alive when the
-    /// log ends get it, too, with [`SpaceEnd::Window`].
+    /// window closes get it, too, with [`SpaceEnd::Window`], when the log has told all about them.
     fn space_end(&mut self, _world: &World, _moment: &Moment, _how: SpaceEnd) {}
 
     /// Nothing that happens at `at` or later is of interest: the replay ends here.

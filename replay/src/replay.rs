@@ -286,11 +286,8 @@ impl Replay {
             Body::Summary(summary) => {
                 world.lost = world.lost.max(summary.lost);
             }
-            Body::Rss(..)
-            | Body::Residency(_)
-            | Body::Note(_)
-            | Body::Untraced(_)
-            | Body::Footprint(_) => {}
+            Body::Untraced(untraced) => world.untraced.push(untraced.clone()),
+            Body::Rss(..) | Body::Residency(_) | Body::Note(_) | Body::Footprint(_) => {}
         }
         observer.record(&self.world, record);
     }
@@ -330,11 +327,16 @@ impl Replay {
         if self.world.space(id).is_none() {
             return;
         }
-        observer.space_end(&self.world, &moment, how);
-        let world = &mut self.world;
-        if let Some(info) = world.space_infos.get_mut(&id) {
+        if let Some(info) = self.world.space_infos.get_mut(&id) {
             info.end = Some((record.ns, how));
         }
+        // It lives on, and the log may have more to say of it: a process that was attached to is let go
+        // before its pages are looked at.
+        if how == SpaceEnd::Window {
+            return;
+        }
+        observer.space_end(&self.world, &moment, how);
+        let world = &mut self.world;
         self.unfinished.remove(&id);
         let space = world.spaces.remove(&id);
         for region in space.iter().flat_map(Space::everything) {
@@ -495,9 +497,10 @@ impl Replay {
     fn end(&mut self, observer: &mut impl Observer) {
         let alive: Vec<SpaceId> = self.world.spaces().map(Space::id).collect();
         for id in alive {
+            let told = self.world.space_info(id).and_then(|info| info.end);
             let moment = Moment {
                 stamp: Stamp(u64::MAX),
-                at: self.world.now,
+                at: told.map_or(self.world.now, |(at, _)| at),
                 space: id,
                 thread: None,
             };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use maptrail_tracelog::record::{ModuleInfo, Origin, SpaceEnd, StackNode};
+use maptrail_tracelog::record::{ModuleInfo, Origin, SpaceEnd, StackNode, Untraced};
 use maptrail_tracelog::types::{ModuleId, Nanos, Pid, SpaceId, StackId, Stamp, ThreadIx, Tid};
 use rustc_hash::FxHashMap;
 
@@ -88,6 +88,8 @@ pub struct World {
     pub settled: u64,
     /// Events that the recorder saw and did not record.
     pub lost: u64,
+    /// Threads whose calls were not recorded, as the log tells of them.
+    pub untraced: Vec<Untraced>,
 }
 
 /// Stack nodes by id. Where a chunk of the log is missing, so are its nodes.

@@ -1,8 +1,11 @@
 //! What `mremap` does to a space: lift, land, extend, duplicate.
 //!
 //! Between lift and land the regions are in no space; their births live on.
+//!
+//! The source may be memory that the model does not know: mapped by a thread that was not traced. That
+//! the call succeeded proves that it was there, so it arrives, with the call as its birth.
 
-use maptrail_tracelog::types::{Addr, Range, ThreadIx};
+use maptrail_tracelog::types::{Addr, FileId, PAGE, Perms, Range, ThreadIx};
 
 use super::{InTransit, Space};
 use crate::op::Delta;
@@ -37,7 +40,13 @@ impl Space {
         };
         let InTransit { range, pieces, .. } = self.in_transit.swap_remove(at);
         let moved = |r: Range| translated(r, range.start, to);
-        self.clear_for(&pieces, range, len, moved, deltas);
+        let unknown = unknown(range, &pieces, len != range.len(), birth);
+        let all: Vec<Region> = pieces.iter().chain(&unknown).copied().collect();
+        self.clear_for(&all, range, len, moved, deltas);
+        for piece in &unknown {
+            let range = moved(piece.range);
+            self.map(Region { range, ..*piece }, deltas);
+        }
         for piece in &pieces {
             let region = Region {
                 range: moved(piece.range),
@@ -86,8 +95,13 @@ impl Space {
         if range.is_empty() {
             return;
         }
-        let Some(&below) = self.find(Addr(range.start.0.saturating_sub(1))) else {
-            return;
+        let before = Range {
+            start: Addr(range.start.0.saturating_sub(PAGE)),
+            end: range.start,
+        };
+        let below = match self.find(before.start) {
+            Some(below) => *below,
+            None => anonymous(before, birth),
         };
         let whole = Region {
             range: Range {
@@ -115,6 +129,8 @@ impl Space {
             .touching(source)
             .filter_map(|r| r.clipped(source))
             .collect();
+        let unknown = unknown(source, &pieces, false, birth);
+        let pieces: Vec<Region> = pieces.into_iter().chain(unknown).collect();
         let moved = |r: Range| translated(r, source.start, to);
         self.clear_for(&pieces, source, source.len(), moved, deltas);
         for piece in &pieces {
@@ -129,8 +145,13 @@ impl Space {
     }
 
     pub(super) fn alias(&mut self, from: Addr, to: Range, birth: BirthId, deltas: &mut Vec<Delta>) {
-        let Some(&source) = self.find(from) else {
-            return;
+        let source = match self.find(from) {
+            Some(source) => *source,
+            None => Region {
+                // Nothing else can be mapped twice.
+                perms: Perms::from_prot(3, true),
+                ..anonymous(to, birth)
+            },
         };
         let continued = Region {
             range: Range {
@@ -148,6 +169,39 @@ impl Space {
         if let Some(shown) = continued.clipped(whole) {
             self.map(Region { range: to, ..shown }, deltas);
         }
+    }
+}
+
+/// What a call found in `source` beside the `pieces` that the model has there: its first page at least,
+/// and if it was `one` mapping, all of it. What it was like nobody knows; most
+/// memory is like this.
+fn unknown(source: Range, pieces: &[Region], one: bool, birth: BirthId) -> Vec<Region> {
+    let mut unknown = Vec::new();
+    let mut start = source.start;
+    for next in pieces.iter().map(Some).chain([None]) {
+        let hole = Range {
+            start,
+            end: next.map_or(source.end, |next| next.range.start),
+        };
+        if !hole.is_empty() && (one || hole.start == source.start) {
+            unknown.push(anonymous(hole, birth));
+        }
+        start = next.map_or(source.end, |next| next.range.end);
+    }
+    unknown
+}
+
+/// Private anonymous memory that can be written.
+fn anonymous(range: Range, birth: BirthId) -> Region {
+    Region {
+        range,
+        perms: Perms(Perms::R | Perms::W),
+        grows_down: false,
+        backed: false,
+        offset: 0,
+        file: FileId::ANON,
+        birth,
+        moved_by: 0,
     }
 }
 

@@ -3,19 +3,23 @@
 //! The JSON is [`Info`]: `writer`, `host`, `kernel`, `command[]`, `start` (RFC 3339), `events`,
 //! `lost`, `settled`, `complete` (false for a log that is cut or damaged, or lost events), `end`,
 //! `mechanism`, `window_s`, `threads`, `spaces`, `checkpoints`, `stops`, `stopped_ns` (time the
-//! recorder spent serving stops), `held_ns` (for checkpoints), `uncovered[]`, `notes[]`, `health`,
-//! and `log_bytes` with `events`, `stacks`, `modules`, `symbols`, `other`, `total`.
+//! recorder spent serving stops), `held_ns` (for checkpoints), `attached` (the pid of a process that
+//! was running before, or `null`), `untraced[]` (threads that were not recorded, all the time or part of
+//! it: `tid`, `name`, `why`, `ran_s`), `recorder` (`null`, or `peak_rss_bytes` and `cpu_s`),
+//! `uncovered[]`, `notes[]`, `health`, and `log_bytes` with `events`, `stacks`, `modules`, `symbols`, `other`, `total`.
 
 use std::io::{self, Read, Seek, Write};
 
 use jiff::Timestamp;
 use maptrail_tracelog::reader::{Health, LogBytes, LogReader};
-use maptrail_tracelog::record::{Body, Summary, WindowEnd};
-use maptrail_tracelog::types::Nanos;
+use maptrail_tracelog::record::{Body, Footprint, Origin, Summary, WindowEnd};
+use maptrail_tracelog::types::{Nanos, Pid};
 use maptrail_tracelog::writer::Chunk;
 use serde::Serialize;
 
 use super::text::{Screen, Table, Tone, count, escaped, percent, plural, seconds, size};
+use super::untraced::named;
+use crate::untraced::UntracedThread;
 
 /// Less time than this would read as 0.
 const SHOWN_NS: u64 = 500_000;
@@ -59,6 +63,12 @@ pub struct Info {
     pub stopped_ns: u64,
     /// Time that threads were held for checkpoints, nanoseconds.
     pub held_ns: u64,
+    /// The process, if it was running before the window opened.
+    pub attached: Option<Pid>,
+    /// Threads whose calls were not recorded, all the time or part of it.
+    pub untraced: Vec<UntracedThread>,
+    /// What the recorder took of the machine; `None` if the log does not say.
+    pub recorder: Option<Recorder>,
     /// What the mechanism could not see, in words.
     pub uncovered: Vec<String>,
     /// What else the recorder thought worth saying.
@@ -67,6 +77,24 @@ pub struct Info {
     pub health: Health,
     /// Where its bytes went.
     pub log_bytes: LogBytes,
+}
+
+/// What the recorder itself took.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Recorder {
+    /// Most memory in RAM at once.
+    pub peak_rss_bytes: u64,
+    /// CPU time, seconds.
+    pub cpu_s: f64,
+}
+
+impl From<Footprint> for Recorder {
+    fn from(footprint: Footprint) -> Recorder {
+        Recorder {
+            peak_rss_bytes: footprint.peak_rss,
+            cpu_s: Nanos(footprint.cpu_ns).as_secs_f64(),
+        }
+    }
 }
 
 /// Reads a whole log for what it says about itself.
@@ -95,6 +123,9 @@ pub fn gather<R: Read + Seek>(reader: &mut LogReader<R>) -> io::Result<Info> {
         stops: 0,
         stopped_ns: 0,
         held_ns: 0,
+        attached: None,
+        untraced: Vec::new(),
+        recorder: None,
         uncovered: Vec::new(),
         notes: Vec::new(),
         health: Health::default(),
@@ -121,7 +152,14 @@ impl Info {
     fn take(&mut self, body: Body) {
         match body {
             Body::ThreadStart { .. } => self.threads += 1,
-            Body::SpaceStart { .. } => self.spaces += 1,
+            Body::SpaceStart { pid, origin, .. } => {
+                if self.spaces == 0 && origin == Origin::Attach {
+                    self.attached = Some(pid);
+                }
+                self.spaces += 1;
+            }
+            Body::Untraced(untraced) => self.untraced.push(UntracedThread::from(&untraced)),
+            Body::Footprint(footprint) => self.recorder = Some(footprint.into()),
             Body::Checkpoint(c) => {
                 self.checkpoints += 1;
                 self.held_ns = self.held_ns.saturating_add(c.held_ns);
@@ -188,6 +226,9 @@ fn facts(info: &Info) -> Table {
         "on",
         escaped(&format!("{}, Linux {}", info.host, info.kernel)).to_string(),
     );
+    if let Some(pid) = info.attached {
+        fact("attached", format!("to pid {pid}"));
+    }
     fact("from", format!("{:.3}", info.start));
     let end = info.end.as_deref().unwrap_or("unknown: the log is cut");
     fact("ended", escaped(end).to_string());
@@ -224,6 +265,28 @@ fn facts(info: &Info) -> Table {
         fact(
             "cost",
             format!("{stops} stops; the recorder spent {took} serving them{held}"),
+        );
+    }
+    if let Some(recorder) = info.recorder {
+        fact(
+            "recorder",
+            format!(
+                "peak {}, {:.2} s of CPU",
+                size(recorder.peak_rss_bytes),
+                recorder.cpu_s
+            ),
+        );
+    }
+    if !info.untraced.is_empty() {
+        let n = info.untraced.len() as u64;
+        fact(
+            "not traced",
+            format!(
+                "{} thread{}: {}",
+                count(n),
+                plural(n),
+                named(&info.untraced)
+            ),
         );
     }
     // To say that nothing was missed would read as a proof, which only `verify` has.

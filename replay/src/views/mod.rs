@@ -12,6 +12,7 @@ mod stack;
 pub mod strace;
 pub mod text;
 pub mod timeline;
+mod untraced;
 pub mod verify;
 pub mod when;
 pub mod who;

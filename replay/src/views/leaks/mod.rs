@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::leaks::{By, Growth, Leaks, Memory, Row, Subject, Verdict};
 use crate::symbols::{Frame, Names, path_of};
+use crate::untraced;
 use crate::world::World;
 
 pub use text::Detail;
@@ -36,6 +37,8 @@ pub struct Report {
     undecided_rows: usize,
     rows_left_out: usize,
     by: &'static str,
+    #[serde(skip)]
+    untraced_threads: u64,
     stacks: Vec<Entry>,
 }
 
@@ -85,6 +88,7 @@ impl Report {
                 By::Thread => "thread",
                 By::Kind => "kind",
             },
+            untraced_threads: untraced::count(&world.untraced),
             stacks: (leaks.rows.iter())
                 .map(|row| Entry::new(row, world, names))
                 .collect(),

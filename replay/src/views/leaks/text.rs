@@ -12,6 +12,7 @@ use crate::views::stack::write_stack;
 use crate::views::text::{
     Paint, Screen, Table, Tone, count, escaped, percent, plural, rate, seconds, signed_size, size,
 };
+use crate::views::untraced::threads_were;
 use maptrail_tracelog::types::Nanos;
 
 /// How much to show.
@@ -46,6 +47,13 @@ impl Report {
             return writeln!(out, "Nothing to judge: no program was recorded.");
         }
         self.write_answer(out, paint)?;
+        if self.untraced_threads > 0 {
+            let missing = format!(
+                "{} not recorded, or not all the time: what they mapped is not here.",
+                threads_were(self.untraced_threads)
+            );
+            writeln!(out, "{}", paint.tone(Tone::Doubtful, missing))?;
+        }
         let in_full = |e: &&Entry| detail == Detail::All || e.verdict == Verdict::Leak;
         for entry in self.stacks.iter().filter(in_full) {
             entry.write_full(out, paint)?;
