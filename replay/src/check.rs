@@ -273,8 +273,24 @@ impl Comparison {
             .map(|d| d.range)
     }
 
+    /// By how much the kernel has more than the model, mapped and accessible, in bytes.
+    pub(crate) fn more_in_kernel(&self) -> (i64, i64) {
+        let grown = self.kernel_bytes as i64;
+        let (mut reserved, mut committed) = (grown, grown);
+        for difference in &self.differences {
+            for (side, sign) in [(difference.kernel, 1), (difference.model, -1)] {
+                let bytes = side.map_or(0, |region| region.len() as i64) * sign;
+                reserved += bytes;
+                if side.is_some_and(|region| region.perms.accessible()) {
+                    committed += bytes;
+                }
+            }
+        }
+        (reserved, committed)
+    }
+
     /// Takes out what calls in flight explain, and returns how many calls did.
-    fn forgive(&mut self, in_flight: &[CallEvent]) -> u64 {
+    pub(crate) fn forgive(&mut self, in_flight: &[CallEvent]) -> u64 {
         let mut forgiven = 0;
         for event in in_flight {
             let before = self.drift_bytes();

@@ -80,6 +80,21 @@ impl Region {
         }
     }
 
+    /// Private anonymous memory that can be read and written.
+    #[must_use]
+    pub fn anonymous(range: Range, birth: BirthId) -> Region {
+        Region {
+            range,
+            perms: Perms(Perms::R | Perms::W),
+            grows_down: false,
+            backed: false,
+            offset: 0,
+            file: FileId::ANON,
+            birth,
+            moved_by: 0,
+        }
+    }
+
     /// Whether it is a stack that the kernel may have grown down to `bottom`.
     #[must_use]
     pub fn reaches_down_to(&self, bottom: Addr) -> bool {

@@ -9,7 +9,7 @@ mod moves;
 use std::collections::BTreeMap;
 
 use maptrail_tracelog::record::Vma;
-use maptrail_tracelog::types::{Addr, FileId, Perms, Range, SpaceId, ThreadIx};
+use maptrail_tracelog::types::{Addr, Perms, Range, SpaceId, ThreadIx};
 
 use crate::files::Files;
 use crate::op::{Delta, Op};
@@ -402,23 +402,13 @@ impl Space {
 
     fn set_brk(&mut self, end: Addr, birth: BirthId, deltas: &mut Vec<Delta>) {
         let (old, new) = (self.brk.page_up(), end.page_up());
-        if new > old {
-            self.map(
-                Region {
-                    range: Range {
-                        start: old,
-                        end: new,
-                    },
-                    perms: Perms(Perms::R | Perms::W),
-                    grows_down: false,
-                    backed: false,
-                    offset: 0,
-                    file: FileId::ANON,
-                    birth,
-                    moved_by: 0,
-                },
-                deltas,
-            );
+        // A heap that ended at 0 is one that the log does not know: this only tells where it ends now.
+        if new > old && old > Addr(0) {
+            let range = Range {
+                start: old,
+                end: new,
+            };
+            self.map(Region::anonymous(range, birth), deltas);
         } else if new < old {
             let range = Range {
                 start: new,

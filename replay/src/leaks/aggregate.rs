@@ -13,6 +13,7 @@ use rustc_hash::FxHashMap;
 use super::verdict::{self, PARTS, Startup, Survivors};
 use super::{By, Growth, Leaks, Memory, Options, Row, Subject};
 use crate::births::Birth;
+use crate::check::compare;
 use crate::observer::{Judged, Moment, Observer};
 use crate::op::Delta;
 use crate::region::{BirthId, Region};
@@ -109,11 +110,13 @@ impl Sample {
     }
 }
 
-/// A space's sizes when it was first seen, and what is known of its RAM.
+/// A space's sizes when it was first seen, what came unseen, and what is known of its RAM.
 #[derive(Clone, Copy, Debug, Default)]
 struct Start {
     reserved_bytes: u64,
     committed_bytes: u64,
+    /// By how much the kernel had more of both, when it was last asked.
+    unseen: (i64, i64),
     /// First and last.
     resident: Option<(u64, u64)>,
     explained_resident_bytes: u64,
@@ -312,10 +315,12 @@ impl Aggregator {
             let more = |from: u64, to: u64| to.wrapping_sub(from) as i64;
             growth.reserved_bytes = growth
                 .reserved_bytes
-                .saturating_add(more(start.reserved_bytes, space.reserved_bytes()));
+                .saturating_add(more(start.reserved_bytes, space.reserved_bytes()))
+                .saturating_add(start.unseen.0);
             growth.committed_bytes = growth
                 .committed_bytes
-                .saturating_add(more(start.committed_bytes, space.committed_bytes()));
+                .saturating_add(more(start.committed_bytes, space.committed_bytes()))
+                .saturating_add(start.unseen.1);
             if let Some((first, last)) = start.resident {
                 growth.resident_bytes = growth.resident_bytes.saturating_add(more(first, last));
             }
@@ -436,12 +441,18 @@ impl Observer for Aggregator {
     }
 
     fn checkpoint(&mut self, world: &World, moment: &Moment, judged: &Judged<'_>) {
-        if judged.first
-            && let Some(space) = world.space(moment.space)
-        {
-            let start = self.starts.entry(moment.space).or_default();
+        let Some(space) = world.space(moment.space) else {
+            return;
+        };
+        let start = self.starts.entry(moment.space).or_default();
+        if judged.first {
             start.reserved_bytes = space.reserved_bytes();
             start.committed_bytes = space.committed_bytes();
+        } else {
+            // What no call tells of is growth, too: threads that were not traced, stacks that grew.
+            let mut unseen = compare(space, judged.checkpoint, &world.files);
+            unseen.forgive(judged.in_flight);
+            start.unseen = unseen.more_in_kernel();
         }
     }
 

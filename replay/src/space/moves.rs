@@ -5,7 +5,7 @@
 //! The source may be memory that the model does not know: mapped by a thread that was not traced. That
 //! the call succeeded proves that it was there, so it arrives, with the call as its birth.
 
-use maptrail_tracelog::types::{Addr, FileId, PAGE, Perms, Range, ThreadIx};
+use maptrail_tracelog::types::{Addr, PAGE, Perms, Range, ThreadIx};
 
 use super::{InTransit, Space};
 use crate::op::Delta;
@@ -101,7 +101,7 @@ impl Space {
         };
         let below = match self.find(before.start) {
             Some(below) => *below,
-            None => anonymous(before, birth),
+            None => Region::anonymous(before, birth),
         };
         let whole = Region {
             range: Range {
@@ -145,13 +145,15 @@ impl Space {
     }
 
     pub(super) fn alias(&mut self, from: Addr, to: Range, birth: BirthId, deltas: &mut Vec<Delta>) {
-        let source = match self.find(from) {
-            Some(source) => *source,
-            None => Region {
-                // Nothing else can be mapped twice.
-                perms: Perms::from_prot(3, true),
-                ..anonymous(to, birth)
-            },
+        let Some(&source) = self.find(from) else {
+            // Nothing but shared memory can be mapped twice.
+            let perms = Perms::from_prot(3, true);
+            let copy = Region {
+                perms,
+                ..Region::anonymous(to, birth)
+            };
+            self.map(copy, deltas);
+            return;
         };
         let continued = Region {
             range: Range {
@@ -184,25 +186,11 @@ fn unknown(source: Range, pieces: &[Region], one: bool, birth: BirthId) -> Vec<R
             end: next.map_or(source.end, |next| next.range.start),
         };
         if !hole.is_empty() && (one || hole.start == source.start) {
-            unknown.push(anonymous(hole, birth));
+            unknown.push(Region::anonymous(hole, birth));
         }
         start = next.map_or(source.end, |next| next.range.end);
     }
     unknown
-}
-
-/// Private anonymous memory that can be written.
-fn anonymous(range: Range, birth: BirthId) -> Region {
-    Region {
-        range,
-        perms: Perms(Perms::R | Perms::W),
-        grows_down: false,
-        backed: false,
-        offset: 0,
-        file: FileId::ANON,
-        birth,
-        moved_by: 0,
-    }
 }
 
 /// `range`, moved as `from` moves to `to`.

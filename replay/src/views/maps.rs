@@ -12,15 +12,19 @@ use maptrail_tracelog::types::{Addr, Nanos, Perms, Pid, SpaceId, StackId, Tid};
 use serde::Serialize;
 
 use super::text::{Screen, Table, Tone, escaped, seconds, size};
+use super::untraced::write_warning;
 use crate::births::Birth;
 use crate::maps_at::{Mapped, SpaceMaps};
 use crate::symbols::Names;
+use crate::untraced;
 use crate::world::World;
 
 /// The whole answer, ready to be printed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Maps {
     spaces: Vec<SpaceView>,
+    #[serde(skip)]
+    untraced_threads: u64,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -93,7 +97,10 @@ impl Maps {
                 }
             })
             .collect();
-        Maps { spaces }
+        Maps {
+            spaces,
+            untraced_threads: untraced::count(&world.untraced),
+        }
     }
 
     /// Writes it for people.
@@ -124,7 +131,7 @@ impl Maps {
         if self.spaces.is_empty() {
             writeln!(out, "No address space was alive then.")?;
         }
-        Ok(())
+        write_warning(out, self.untraced_threads, screen.paint())
     }
 }
 

@@ -13,7 +13,9 @@ use maptrail_tracelog::types::{Nanos, StackId};
 use serde::Serialize;
 
 use super::text::{Paint, Screen, Series, Table, Tone, escaped, plot, seconds, size, sparkline};
+use super::untraced::write_warning;
 use crate::symbols::{Frame, Names, path_of};
+use crate::untraced;
 use crate::usage::{Sizes, SpaceUsage, Usage};
 use crate::world::World;
 
@@ -53,6 +55,8 @@ pub struct Timeline<'a> {
     points: &'a [Sizes],
     spaces: &'a [SpaceUsage],
     spaces_left_out: u64,
+    #[serde(skip)]
+    untraced_threads: u64,
     stacks: Vec<StackView<'a>>,
 }
 
@@ -94,6 +98,7 @@ impl<'a> Timeline<'a> {
             points: &usage.points,
             spaces: &usage.spaces,
             spaces_left_out: usage.spaces_left_out,
+            untraced_threads: untraced::count(&world.untraced),
             stacks,
         }
     }
@@ -111,6 +116,7 @@ impl<'a> Timeline<'a> {
         } else {
             self.write_numbers(out)?;
         }
+        write_warning(out, self.untraced_threads, screen.paint())?;
         self.write_stacks(out, screen)
     }
 

@@ -1,10 +1,11 @@
 //! Threads that were not traced, in a sentence.
 
 use std::cmp::Reverse;
+use std::io::{self, Write};
 
 use maptrail_tracelog::record::NotTraced;
 
-use super::text::{count, escaped, plural, seconds};
+use super::text::{Paint, Tone, count, escaped, plural, seconds};
 use crate::untraced::UntracedThread;
 
 /// Threads that are called by name, at most.
@@ -14,6 +15,18 @@ const NAMED: usize = 4;
 pub(super) fn threads_were(n: u64) -> String {
     let were = if n == 1 { "was" } else { "were" };
     format!("{} thread{} {were}", count(n), plural(n))
+}
+
+/// Says that what so many threads did is missing.
+pub(super) fn write_warning(out: &mut dyn Write, threads: u64, paint: Paint) -> io::Result<()> {
+    if threads == 0 {
+        return Ok(());
+    }
+    let missing = format!(
+        "{} not recorded, or not all the time: what they mapped and released is not here.",
+        threads_were(threads)
+    );
+    writeln!(out, "{}", paint.tone(Tone::Doubtful, missing))
 }
 
 /// `worker/71 (not chosen, 1.2 s of CPU), io/72 (late, CPU time unknown) and 3 more`: those first that

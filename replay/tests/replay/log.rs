@@ -3,8 +3,8 @@
 use maptrail_replay::timeline::ChunkList;
 use maptrail_tracelog::calls::{Abi, Call};
 use maptrail_tracelog::record::{
-    Body, CallEvent, Checkpoint, CheckpointReason, FileInfo, InFlight, Look, LookCause, Origin,
-    Outcome, Record, SpaceEnd, StackNode, Vma,
+    Body, CallEvent, Checkpoint, CheckpointReason, FileInfo, InFlight, Look, LookCause, NotTraced,
+    Origin, Outcome, Record, SpaceEnd, StackNode, Untraced, Vma,
 };
 use maptrail_tracelog::types::{
     Addr, FileId, Nanos, PAGE, Perms, Pid, Range, SpaceId, StackId, Stamp, ThreadIx, Tid,
@@ -241,6 +241,39 @@ impl Log {
 
     pub fn munmap(&mut self, at: u64, pages: u64) -> Stamp {
         self.call(Call::Munmap, &[at, pages * PAGE], 0)
+    }
+
+    /// A thread of the space ran untraced from `since` until now.
+    pub fn untraced(&mut self, tid: Tid, since: Nanos, ran_ns: Option<u64>) {
+        self.record(Body::Untraced(Untraced {
+            space: self.space,
+            tid,
+            name: "hidden".into(),
+            why: NotTraced::Late,
+            since,
+            ran_ns,
+        }));
+    }
+
+    /// A thread of the space is followed from here on.
+    pub fn take_up(&mut self, thread: ThreadIx, tid: Tid) {
+        self.record(Body::ThreadStart {
+            thread,
+            tid,
+            pid: Pid(100),
+            space: self.space,
+            name: "hidden".into(),
+        });
+    }
+
+    /// How many calls there are.
+    pub fn calls(&self) -> usize {
+        self.chunk.events.len()
+    }
+
+    /// Leaves out all calls but the first `calls`.
+    pub fn forget_from(&mut self, calls: usize) {
+        self.chunk.events.truncate(calls);
     }
 
     /// Leaves out the event whose exit stamp this is.

@@ -7,3 +7,4 @@ mod log;
 mod properties;
 mod questions;
 mod settled;
+mod untraced;

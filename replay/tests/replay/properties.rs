@@ -5,13 +5,13 @@ use maptrail_replay::check::verify;
 use maptrail_replay::maps_at::maps_at;
 use maptrail_tracelog::calls::Call;
 use maptrail_tracelog::record::{LookCause, Outcome};
-use maptrail_tracelog::types::{Addr, FileId, PAGE, Perms, Stamp};
+use maptrail_tracelog::types::{Addr, FileId, Nanos, PAGE, Perms, Stamp, Tid};
 use proptest::prelude::*;
 
 use crate::kernel::{Kernel, Page};
 use crate::log::{
     ENOMEM, Log, MAIN, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, MREMAP_DONTUNMAP,
-    MREMAP_FIXED, MREMAP_MAYMOVE, START_BRK, T0, range,
+    MREMAP_FIXED, MREMAP_MAYMOVE, START_BRK, T0, T1, range,
 };
 
 /// The arena that calls act in.
@@ -327,5 +327,33 @@ proptest! {
             run.act(act);
         }
         run.check(chunk_events);
+    }
+
+    /// Another thread acts as well, and nobody records it, up to where it is taken up or to the end.
+    #[test]
+    fn what_is_done_unseen_is_never_drift(
+        acts in prop::collection::vec((act(), any::<bool>()), 1..60),
+        later in prop::collection::vec(act(), 0..30),
+        chunk_events in 1..20usize,
+    ) {
+        let hidden = Tid(666);
+        let mut run = Run::new();
+        for (act, is_seen) in &acts {
+            let before = run.log.calls();
+            run.act(act);
+            if !is_seen {
+                run.log.forget_from(before);
+            }
+        }
+        run.log.untraced(hidden, Nanos(0), Some(1));
+        run.log.take_up(T1, hidden);
+        for act in &later {
+            run.act(act);
+        }
+        run.log.checkpoint(&run.kernel.vmas());
+        let mut source = run.log.source_in_chunks(chunk_events);
+        let (found, world) = verify(&mut source).expect("memory reads");
+        prop_assert_eq!(found.drift_bytes, 0, "{:#?}", found);
+        world.spaces().for_each(|space| space.assert_valid());
     }
 }

@@ -12,7 +12,7 @@ use crate::views::stack::write_stack;
 use crate::views::text::{
     Paint, Screen, Table, Tone, count, escaped, percent, plural, rate, seconds, signed_size, size,
 };
-use crate::views::untraced::threads_were;
+use crate::views::untraced::write_warning;
 use maptrail_tracelog::types::Nanos;
 
 /// How much to show.
@@ -47,13 +47,7 @@ impl Report {
             return writeln!(out, "Nothing to judge: no program was recorded.");
         }
         self.write_answer(out, paint)?;
-        if self.untraced_threads > 0 {
-            let missing = format!(
-                "{} not recorded, or not all the time: what they mapped is not here.",
-                threads_were(self.untraced_threads)
-            );
-            writeln!(out, "{}", paint.tone(Tone::Doubtful, missing))?;
-        }
+        write_warning(out, self.untraced_threads, paint)?;
         let in_full = |e: &&Entry| detail == Detail::All || e.verdict == Verdict::Leak;
         for entry in self.stacks.iter().filter(in_full) {
             entry.write_full(out, paint)?;
