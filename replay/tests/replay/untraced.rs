@@ -88,14 +88,16 @@ fn a_difference_is_untraced_only_if_a_thread_ran_untraced() {
 fn what_was_mapped_since_all_threads_are_followed_is_verified_as_ever() {
     let mut log = attached(&[]);
     log.mmap(A, 2);
-    let overlapping = log.begin(T0, Call::Munmap, &[C, PAGE]);
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    let overlapping = log.begin(T0, Call::Mmap, &[0, PAGE, RW, flags, u64::MAX, 0]);
     log.untraced(HIDDEN, Nanos(0), Some(7));
     log.take_up(ThreadIx(1), HIDDEN);
-    log.finish(overlapping, Outcome::Returned(0));
     log.mmap(B, 4);
+    log.finish(overlapping, Outcome::Returned(C as i64));
     log.look(LookCause::Race, Stamp(0), range(C + PAGE, 1), &[]);
-    // Nobody gives back A any more, and nobody did B; what a call saw before is not known of C.
-    log.checkpoint(&[vma(range(B, 3), "rw-p"), vma(range(C, 2), "rw-p")]);
+    // A may have gone before, and so may C: its call had begun. Nobody but recorded threads was there
+    // to take from B, and to map next to C after the look.
+    log.checkpoint(&[vma(range(B, 3), "rw-p"), vma(range(C + PAGE, 1), "rw-p")]);
     let found = judge(&log);
     assert_eq!(sizes(&found), (2, 3), "{found:#?}");
     // Were it never taken up, anything could have been its doing.
