@@ -1,7 +1,8 @@
-//! What every view prints for one small log, text and JSON, compared with the files in `expected/`.
+//! What every view prints for two small logs, text and JSON, compared with the files in `expected/`.
 //!
 //! Run with `MAPTRAIL_UPDATE_GOLDEN=1` to write those files anew, and read the difference.
 
+mod attached;
 mod story;
 
 use std::io::{Cursor, Write};
@@ -319,4 +320,46 @@ fn info_tells_what_a_log_is() {
         "{text}"
     );
     assert!(!text.contains("not covered"), "{text}");
+}
+
+#[test]
+fn an_attached_log_is_told_as_what_it_is() {
+    let mut log = LogReader::open(Cursor::new(attached::log())).expect("the story is a log");
+    let mut names = names(&mut log);
+    let mut info = views::info::gather(&mut log).expect("a good log");
+    info.log_bytes = LogBytes::default();
+    let (verified, _) = verify(&mut log).expect("a good log");
+    let (leaked, world) = leaks(&mut log, Options::default()).expect("a good log");
+    let report = Report::new(&leaked, By::Stack, &world, &mut names);
+    let (used, world) = usage(&mut log, 12, 4).expect("a good log");
+    let timeline = Timeline::new(&used, &world, &mut names);
+    let (spaces, world) = maps_at(&mut log, None, None).expect("a good log");
+    let maps = Maps::new(&spaces, &world, &mut names);
+    let question = Question::about(Addr(attached::WEIGHTS));
+    let (lives, world) = who(&mut log, question).expect("a good log");
+    let life = Life::new(question.addr, &lives, &world, &mut names);
+    let printed = print(|out| {
+        let plain = Screen::PLAIN;
+        views::info::write_text(out, &info, plain)?;
+        writeln!(out, "\n== verify")?;
+        views::verify::write_text(out, &verified, plain)?;
+        writeln!(out, "\n== leaks")?;
+        report.write_text(out, plain, Detail::All)?;
+        writeln!(out, "\n== timeline")?;
+        timeline.write_text(out, plain)?;
+        writeln!(out, "\n== maps")?;
+        let text = print(|out| maps.write_text(out, plain));
+        let lines = text.lines().filter(|line| !line.contains("mmap at "));
+        lines
+            .into_iter()
+            .try_for_each(|line| writeln!(out, "{line}"))?;
+        writeln!(out, "\n== who")?;
+        life.write_text(out, plain)
+    });
+    compare("attached.txt", &printed);
+    let json = print(|out| {
+        views::write_json(out, &info)?;
+        views::write_json(out, &verified)
+    });
+    compare("attached.json", &json);
 }

@@ -17,20 +17,20 @@ pub const MOVED_TO: Addr = Addr(0x7f00_8000_0000);
 /// Calls in the log.
 pub const EVENTS: usize = 60 * 3 + 6;
 
-const SECOND: u64 = 1_000_000_000;
-const SPACE: SpaceId = SpaceId(0);
-const THREAD: ThreadIx = ThreadIx(0);
+pub const SECOND: u64 = 1_000_000_000;
+pub const SPACE: SpaceId = SpaceId(0);
+pub const THREAD: ThreadIx = ThreadIx(0);
 const APP: ModuleId = ModuleId(1);
 const LIBC: ModuleId = ModuleId(2);
 const LEAKED: u64 = 0x7f00_0000_0000;
 const CHURNED: u64 = 0x7f00_4000_0000;
 const MOVED_FROM: u64 = 0x7f00_6000_0000;
 const HEAP: u64 = 0x5555_0010_0000;
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 // Stacks, by the node of their innermost frame.
-const LEAK: StackId = StackId(4);
-const CHURN: StackId = StackId(6);
+pub const LEAK: StackId = StackId(4);
+pub const CHURN: StackId = StackId(6);
 const ODD: StackId = StackId(8);
 
 /// The log.
@@ -43,7 +43,8 @@ pub fn drifted() -> Vec<u8> {
     write(chunk(false))
 }
 
-fn write(chunk: Chunk) -> Vec<u8> {
+/// Writes a log of one chunk.
+pub fn write(chunk: Chunk) -> Vec<u8> {
     let header = Header {
         writer: "0.0.0".into(),
         host: "bench".into(),
@@ -63,11 +64,11 @@ fn write(chunk: Chunk) -> Vec<u8> {
 
 /// Stamps and times: every stop takes the next one.
 #[derive(Default)]
-struct Clock {
+pub struct Clock {
     stamp: u64,
 }
 
-struct Teller {
+pub struct Teller {
     clock: Clock,
     chunk: Chunk,
 }
@@ -78,7 +79,7 @@ impl Teller {
         Stamp(self.clock.stamp)
     }
 
-    fn record(&mut self, ns: u64, body: Body) {
+    pub fn record(&mut self, ns: u64, body: Body) {
         let stamp = self.stamp();
         self.chunk.records.push(Record {
             stamp,
@@ -87,7 +88,7 @@ impl Teller {
         });
     }
 
-    fn call(&mut self, ns: u64, call: Call, args: &[u64], result: i64, stack: StackId) {
+    pub fn call(&mut self, ns: u64, call: Call, args: &[u64], result: i64, stack: StackId) {
         let mut six = [0; 6];
         for (to, from) in six.iter_mut().zip(args) {
             *to = *from;
@@ -109,18 +110,33 @@ impl Teller {
         });
     }
 
-    fn map(&mut self, ns: u64, at: u64, len: u64, stack: StackId) {
+    pub fn map(&mut self, ns: u64, at: u64, len: u64, stack: StackId) {
         let args = [0, len, 3, 0x22, u64::MAX, 0];
         self.call(ns, Call::Mmap, &args, at as i64, stack);
     }
 }
 
+impl Teller {
+    /// At the beginning of a log, with its stacks, files and modules.
+    pub fn new() -> Teller {
+        let mut t = Teller {
+            clock: Clock::default(),
+            chunk: Chunk::default(),
+        };
+        nodes(&mut t.chunk);
+        modules(&mut t);
+        t
+    }
+
+    /// All that was told.
+    pub fn chunk(mut self) -> Chunk {
+        self.chunk.low_water = Stamp(self.clock.stamp + 1);
+        self.chunk
+    }
+}
+
 fn chunk(good: bool) -> Chunk {
-    let mut t = Teller {
-        clock: Clock::default(),
-        chunk: Chunk::default(),
-    };
-    nodes(&mut t.chunk);
+    let mut t = Teller::new();
     begin(&mut t);
     t.call(SECOND / 2, Call::Brk, &[0], HEAP as i64, ODD);
     t.call(
@@ -156,8 +172,7 @@ fn chunk(good: bool) -> Chunk {
         }
     }
     end(&mut t, good);
-    t.chunk.low_water = Stamp(t.clock.stamp + 1);
-    t.chunk
+    t.chunk()
 }
 
 fn nodes(chunk: &mut Chunk) {
@@ -221,7 +236,7 @@ fn file(t: &mut Teller, id: u32, inode: u64, path: &str) {
     t.record(0, Body::File(FileId(id), info));
 }
 
-fn begin(t: &mut Teller) {
+fn modules(t: &mut Teller) {
     file(t, 1, 11, "/opt/wor\nker");
     file(t, 2, 12, "/usr/lib/libc.so.6");
     file(t, 3, 0, "[stack]");
@@ -233,6 +248,9 @@ fn begin(t: &mut Teller) {
         };
         t.record(0, Body::Module(id, info));
     }
+}
+
+fn begin(t: &mut Teller) {
     let origin = Origin::Exec {
         path: "/opt/worker".into(),
         argv: vec!["./worker".into()],
@@ -256,7 +274,7 @@ fn begin(t: &mut Teller) {
 }
 
 /// What is mapped from the start.
-fn image() -> Vec<Vma> {
+pub fn image() -> Vec<Vma> {
     vec![
         vma(0x5555_0000_0000, 0x5555_0000_4000, "r-xp", 1),
         vma(0x7f11_0000_0000, 0x7f11_0010_0000, "r-xp", 2),
@@ -264,7 +282,7 @@ fn image() -> Vec<Vma> {
     ]
 }
 
-fn vma(start: u64, end: u64, perms: &str, file: u32) -> Vma {
+pub fn vma(start: u64, end: u64, perms: &str, file: u32) -> Vma {
     Vma {
         range: Range {
             start: Addr(start),
@@ -276,7 +294,7 @@ fn vma(start: u64, end: u64, perms: &str, file: u32) -> Vma {
     }
 }
 
-fn checkpoint(t: &mut Teller, ns: u64, reason: CheckpointReason, vmas: Vec<Vma>) {
+pub fn checkpoint(t: &mut Teller, ns: u64, reason: CheckpointReason, vmas: Vec<Vma>) {
     let checkpoint = Checkpoint {
         space: SPACE,
         reason,
