@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use crate::Error;
-use crate::observer::{Moment, Observer};
+use crate::observer::{Judged, Moment, Observer};
 use crate::op::Delta;
 use crate::region::Region;
 use crate::replay::replay;
@@ -82,6 +82,8 @@ pub struct Usage {
     pub window_s: f64,
     /// Seconds between points.
     pub step_s: f64,
+    /// What there was at the first checkpoint; in RAM, at the first sample.
+    pub start: Sizes,
     /// All spaces together, at the end of each bucket.
     pub points: Vec<Sizes>,
     /// Greatest at any instant, not only at a bucket's end. Resident as sampled.
@@ -173,6 +175,7 @@ pub struct Meter {
     sampled: usize,
     /// The space that was the last to end, as long as none follows it.
     ended: Option<Ended>,
+    start: Option<Sizes>,
     peak: Sizes,
     has_resident: bool,
     total: SizeSeries,
@@ -192,6 +195,7 @@ impl Meter {
             total_now: Sizes::default(),
             sampled: 0,
             ended: None,
+            start: None,
             peak: Sizes::default(),
             has_resident: false,
             total: SizeSeries::default(),
@@ -213,6 +217,7 @@ impl Meter {
         Usage {
             window_s: self.last.as_secs_f64(),
             step_s: Nanos(self.buckets.width_ns()).as_secs_f64(),
+            start: self.start.unwrap_or_default(),
             points: self.total.points(count).collect(),
             peak: self.peak,
             has_resident: self.has_resident,
@@ -362,7 +367,15 @@ impl Observer for Meter {
             let bytes = rss.anon.saturating_add(rss.file).saturating_add(rss.shmem);
             sizes.resident_bytes = Some(bytes);
             self.set(*id, record.ns, sizes);
+            if let Some(start) = &mut self.start {
+                let resident = self.total_now.resident_bytes;
+                start.resident_bytes = start.resident_bytes.or(resident);
+            }
         }
+    }
+
+    fn checkpoint(&mut self, _world: &World, _moment: &Moment, _judged: &Judged<'_>) {
+        self.start.get_or_insert(self.total_now);
     }
 
     fn space_end(&mut self, world: &World, moment: &Moment, how: SpaceEnd) {

@@ -1,4 +1,5 @@
-//! `timeline`: sizes over time, as a plot on a terminal and as numbers elsewhere.
+//! `timeline`: sizes over time, as a plot on a terminal and as numbers elsewhere. Of a process that was
+//! running before, and may be large, the change since the window opened is what matters.
 //!
 //! # JSON
 //! `window_s`, `step_s` (seconds between points), `has_resident`, `peak` and `points[]` with
@@ -12,12 +13,14 @@ use std::io::{self, Write};
 use maptrail_tracelog::types::{Nanos, StackId};
 use serde::Serialize;
 
-use super::text::{Paint, Screen, Series, Table, Tone, escaped, plot, seconds, size, sparkline};
+use super::text::{
+    Paint, Screen, Series, Table, Tone, escaped, plot, seconds, signed_size, size, sparkline,
+};
 use super::untraced::write_warning;
 use crate::symbols::{Frame, Names, path_of};
 use crate::untraced;
 use crate::usage::{Sizes, SpaceUsage, Usage};
-use crate::world::World;
+use crate::world::{Began, World};
 
 /// Lines of the plot.
 const PLOT_HEIGHT: u16 = 18;
@@ -57,6 +60,9 @@ pub struct Timeline<'a> {
     spaces_left_out: u64,
     #[serde(skip)]
     untraced_threads: u64,
+    /// What there was before; `None` if the recording began with the program.
+    #[serde(skip)]
+    before: Option<Sizes>,
     stacks: Vec<StackView<'a>>,
 }
 
@@ -99,6 +105,9 @@ impl<'a> Timeline<'a> {
             spaces: &usage.spaces,
             spaces_left_out: usage.spaces_left_out,
             untraced_threads: untraced::count(&world.untraced),
+            before: (world.space_infos().first())
+                .filter(|info| info.began == Began::Before)
+                .map(|_| usage.start),
             stacks,
         }
     }
@@ -126,24 +135,32 @@ impl<'a> Timeline<'a> {
         for (i, sizes) in self.points.iter().enumerate() {
             // A point says how things stood when its step ended.
             let at = ((i + 1) as f64 * self.step_s).min(self.window_s);
-            table.row([
-                format!("{at:.3} s"),
-                size(sizes.reserved_bytes),
-                size(sizes.committed_bytes),
-                sizes.resident_bytes.map_or(String::new(), size),
-            ]);
+            table.row(self.row(format!("{at:.3} s"), sizes, String::new()));
         }
-        table.row([
-            "peak".to_owned(),
-            size(self.peak.reserved_bytes),
-            size(self.peak.committed_bytes),
-            self.peak_resident(),
-        ]);
+        table.row(self.row("peak".to_owned(), &self.peak, "unknown".to_owned()));
         table.write(out, "")
     }
 
-    fn peak_resident(&self) -> String {
-        (self.peak.resident_bytes).map_or_else(|| "unknown".to_owned(), size)
+    fn row(&self, name: String, sizes: &Sizes, unknown: String) -> [String; 4] {
+        [
+            name,
+            self.with_change(sizes.reserved_bytes, |before| Some(before.reserved_bytes)),
+            self.with_change(sizes.committed_bytes, |before| Some(before.committed_bytes)),
+            (sizes.resident_bytes).map_or(unknown, |bytes| {
+                self.with_change(bytes, |before| before.resident_bytes)
+            }),
+        ]
+    }
+
+    /// `10.4 GiB`, or `10.4 GiB (+400.0 MiB)` if there was something before.
+    fn with_change(&self, bytes: u64, of: impl Fn(&Sizes) -> Option<u64>) -> String {
+        match self.before.as_ref().and_then(of) {
+            Some(before) => {
+                let change = bytes.wrapping_sub(before) as i64;
+                format!("{} ({})", size(bytes), signed_size(change))
+            }
+            None => size(bytes),
+        }
     }
 
     fn write_plot(&self, out: &mut dyn Write, screen: Screen) -> io::Result<()> {
@@ -162,11 +179,17 @@ impl<'a> Timeline<'a> {
             .iter()
             .flat_map(|c| c.points.iter().map(|p| p.1))
             .fold(1.0, f64::max);
+        let lowest = match self.before {
+            Some(_) => (curves.iter().flat_map(|c| c.points.iter().map(|p| p.1)))
+                .fold(highest - 1.0, f64::min),
+            None => 0.0,
+        };
         let width = u16::try_from(screen.width.clamp(20, PLOT_WIDTH)).unwrap_or(80);
         let lines = plot(
             &curves,
             (width, PLOT_HEIGHT),
-            (self.window_s.max(f64::MIN_POSITIVE), highest),
+            self.window_s.max(f64::MIN_POSITIVE),
+            (lowest, highest),
             |t| seconds(Nanos((t * 1e9) as u64)),
             |bytes| size(bytes as u64),
             paint,
@@ -174,15 +197,14 @@ impl<'a> Timeline<'a> {
         for line in lines {
             writeln!(out, "{line}")?;
         }
-        let reserved = size(self.peak.reserved_bytes);
+        let [_, reserved, committed, resident] =
+            self.row(String::new(), &self.peak, "unknown".to_owned());
         if dwarfed {
             writeln!(
                 out,
                 "Not drawn: up to {reserved} reserved, most of it never accessible."
             )?;
         }
-        let resident = self.peak_resident();
-        let committed = size(self.peak.committed_bytes);
         writeln!(
             out,
             "Peaks: {reserved} reserved, {committed} committed, {resident} resident."

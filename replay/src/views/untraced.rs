@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::io::{self, Write};
 
 use maptrail_tracelog::record::NotTraced;
+use maptrail_tracelog::types::Nanos;
 
 use super::text::{Paint, Tone, count, escaped, plural, seconds};
 use crate::untraced::UntracedThread;
@@ -22,8 +23,9 @@ pub(super) fn write_warning(out: &mut dyn Write, threads: u64, paint: Paint) -> 
     if threads == 0 {
         return Ok(());
     }
+    let whose = if threads == 1 { "its" } else { "their" };
     let missing = format!(
-        "{} not recorded, or not all the time: what they mapped and released is not here.",
+        "{} not recorded, or not all the time: {whose} mappings are not here.",
         threads_were(threads)
     );
     writeln!(out, "{}", paint.tone(Tone::Doubtful, missing))
@@ -52,6 +54,7 @@ fn name(thread: &UntracedThread) -> String {
         NotTraced::OtherProcess => "in another process",
     };
     let ran = match thread.ran {
+        Some(Nanos(0)) => "did not run".to_owned(),
         Some(ran) => format!("{} of CPU", seconds(ran)),
         None => "CPU time unknown".to_owned(),
     };

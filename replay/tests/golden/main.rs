@@ -347,6 +347,13 @@ fn an_attached_log_is_told_as_what_it_is() {
         report.write_text(out, plain, Detail::All)?;
         writeln!(out, "\n== timeline")?;
         timeline.write_text(out, plain)?;
+        timeline.write_text(
+            out,
+            Screen {
+                colour: false,
+                ..TERMINAL
+            },
+        )?;
         writeln!(out, "\n== maps")?;
         let text = print(|out| maps.write_text(out, plain));
         let lines = text.lines().filter(|line| !line.contains("mmap at "));

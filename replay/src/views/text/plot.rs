@@ -29,18 +29,21 @@ fn tone_of(colour: Color) -> Tone {
         .map_or(Tone::Plain, |i| Tone::Curve(i as u8))
 }
 
-/// Draws curves over the same axes, `width` columns by `height` lines, with labels for 0, half and
-/// all of either axis. `x_max` and `y_max` are the ends of the axes.
+/// Draws curves over the same axes, `width` columns by `height` lines, with labels for the
+/// ends and the middle of either axis. Time begins at 0; the other axis has the ends given.
 #[must_use]
 pub fn plot(
     series: &[Series],
     (width, height): (u16, u16),
-    (x_max, y_max): (f64, f64),
+    x_max: f64,
+    (y_min, y_max): (f64, f64),
     x_label: impl Fn(f64) -> String,
     y_label: impl Fn(f64) -> String,
     paint: Paint,
 ) -> Vec<String> {
-    let labels = |max: f64, label: &dyn Fn(f64) -> String| [0.0, 0.5, 1.0].map(|p| label(max * p));
+    let labels = |min: f64, max: f64, label: &dyn Fn(f64) -> String| {
+        [min, (min + max) / 2.0, max].map(label)
+    };
     let datasets = series
         .iter()
         .zip(COLOURS.iter().cycle())
@@ -56,12 +59,12 @@ pub fn plot(
         .x_axis(
             Axis::default()
                 .bounds([0.0, x_max])
-                .labels(labels(x_max, &x_label)),
+                .labels(labels(0.0, x_max, &x_label)),
         )
         .y_axis(
             Axis::default()
-                .bounds([0.0, y_max])
-                .labels(labels(y_max, &y_label)),
+                .bounds([y_min, y_max])
+                .labels(labels(y_min, y_max, &y_label)),
         );
     let area = Rect::new(0, 0, width, height);
     let mut buffer = Buffer::empty(area);
@@ -126,7 +129,8 @@ mod tests {
         let picture = plot(
             &[ramp],
             (40, 8),
-            (100.0, 100.0),
+            100.0,
+            (0.0, 100.0),
             |x| format!("{x} s"),
             |y| format!("{y} B"),
             Paint::new(false),
