@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use maptrail_tracelog::types::Pid;
+
 /// Why a recording could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -36,6 +38,14 @@ pub enum Error {
     Refused {
         /// What was to be traced.
         program: String,
+        /// Cause and remedy.
+        cause: String,
+    },
+    /// A running process cannot be attached to.
+    #[error("cannot attach to process {pid}: {cause}")]
+    Target {
+        /// The process that was asked for.
+        pid: Pid,
         /// Cause and remedy.
         cause: String,
     },

@@ -100,6 +100,7 @@ impl Fresh {
                 | Error::NoInterpreter(_)
                 | Error::NotExecutable { .. }
                 | Error::Refused { .. }
+                | Error::Target { .. }
         );
         // The header is written before the program starts, so an empty log says the same.
         if (not_run || meta.len() == 0) && (meta.dev(), meta.ino()) == (dev, inode) {

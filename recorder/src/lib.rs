@@ -5,6 +5,8 @@
 //!
 //! ```text
 //! launch      starts a program; the processes that take part
+//! target      a running process, before anything is done to it
+//! refusal     why the kernel refuses to have it traced
 //! tracer      the loop, and what happens at each kind of stop
 //! mechanism   how stops are made: the seccomp filter
 //! unwind      from registers and stack memory to frames
@@ -28,16 +30,20 @@ mod maps;
 mod mechanism;
 mod patience;
 mod proc;
+mod refusal;
 mod residency;
 #[allow(
     unsafe_code,
     reason = "this is the place for it: each block says why it is sound"
 )]
 mod sys;
+mod target;
 mod tracer;
 pub mod unwind;
 
 pub use error::Error;
 pub use front::{Recording, Report};
+pub use glob::Pattern;
 pub use journal::create;
 pub use launch::{Ended, Options, find_program, record};
+pub use target::{Choice, Target};

@@ -6,6 +6,7 @@
 pub mod attribute;
 pub mod memory;
 pub mod open;
+pub mod pidfd;
 pub mod procmap;
 pub mod ptrace;
 pub mod sched;
