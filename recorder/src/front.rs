@@ -49,6 +49,8 @@ pub struct Report {
     pub checkpoints: u64,
     /// What went wrong with the output.
     pub output_failure: Option<String>,
+    /// The limit that closed the window, in words.
+    pub limit: Option<String>,
     /// Threads of the target are still there.
     pub goes_on: bool,
 }
@@ -68,6 +70,7 @@ pub struct Recording {
 #[derive(Encode, Decode)]
 enum Message {
     Note(String),
+    Started(String),
     /// As many descriptors as ids come with it.
     Modules(Vec<u32>),
     Done(Report),
@@ -78,6 +81,8 @@ enum Message {
 pub enum Heard {
     /// A remark.
     Note(String),
+    /// The window of a program that ran before is open.
+    Started(String),
     /// Open files of modules.
     Modules(Vec<(ModuleId, File)>),
     /// The log is complete.
@@ -124,6 +129,11 @@ impl ToFront {
             let text: String = text.chars().take(2000).collect();
             self.send(&Message::Note(text), &[]);
         }
+    }
+
+    /// The window is open: on what, in words.
+    pub fn started(&self, text: &str) {
+        self.send(&Message::Started(text.into()), &[]);
     }
 
     /// Nothing can be recorded.
@@ -208,6 +218,7 @@ impl FromTracer {
         let (message, _) = bincode::decode_from_slice(raw, standard()).map_err(io::Error::other)?;
         Ok(match message {
             Message::Note(text) => Heard::Note(text),
+            Message::Started(text) => Heard::Started(text),
             Message::Modules(ids) => {
                 Heard::Modules(ids.into_iter().map(ModuleId).zip(files).collect())
             }

@@ -26,9 +26,6 @@ const CHUNK_EVENTS: usize = 8192;
 const CHUNK_AGE_NS: u64 = 400_000_000;
 /// Chunks that may wait for the disk (about 1 MiB each) before the tracer waits as well.
 const WAITING_CHUNKS: usize = 32;
-/// How long the tracer waits for a disk that does not move before it gives the log up, nanoseconds:
-/// a target is never held for ever by an output that hangs.
-const PATIENCE_NS: u64 = 5_000_000_000;
 /// What was waited comes back at one part in so many of the time that passes: nor is it held again
 /// and again by one that is too slow.
 const REGAINED: u64 = 20;
@@ -119,7 +116,11 @@ pub struct Journal {
     writer: JoinHandle<()>,
     events: u64,
     lost: Arc<AtomicU64>,
-    /// How long the tracer may wait for the output, nanoseconds, as of `since`.
+    /// Bytes of the log so far.
+    written: Arc<AtomicU64>,
+    /// How long the tracer may wait for the output at most, nanoseconds ...
+    most_patience: u64,
+    /// ... and how long still, as of `since`.
     patience: u64,
     since: Nanos,
 }
@@ -135,8 +136,13 @@ pub struct Closing {
 
 impl Journal {
     /// Writes the header and starts the writing thread. `start_ns` is the CLOCK_MONOTONIC instant
-    /// that the log's times count from.
-    pub fn open(file: File, header: &Header, start_ns: u64) -> io::Result<Journal> {
+    /// that the log's times count from; `patience` how long the target may wait for the output in sum.
+    pub fn open(
+        file: File,
+        header: &Header,
+        start_ns: u64,
+        patience: Duration,
+    ) -> io::Result<Journal> {
         let mut log = LogWriter::create(file, header)?;
         // A log on stdout may begin behind something else. A pipe has no position.
         let end = log.get_mut().stream_position().ok();
@@ -147,6 +153,8 @@ impl Journal {
         let failed = Arc::clone(&failure);
         let lost = Arc::new(AtomicU64::new(0));
         let dropped = Arc::clone(&lost);
+        let written = Arc::new(AtomicU64::new(log.bytes_written()));
+        let grown = Arc::clone(&written);
         let work = move || {
             timer::block_signals_in_this_thread();
             for mut chunk in &chunks {
@@ -169,6 +177,7 @@ impl Journal {
                     }
                     return;
                 }
+                grown.store(log.bytes_written(), Ordering::Relaxed);
                 chunk.nodes.clear();
                 chunk.records.clear();
                 chunk.events.clear();
@@ -191,7 +200,9 @@ impl Journal {
             writer,
             events: 0,
             lost,
-            patience: PATIENCE_NS,
+            written,
+            most_patience: patience.as_nanos() as u64,
+            patience: patience.as_nanos() as u64,
             since: Nanos(0),
         })
     }
@@ -254,7 +265,7 @@ impl Journal {
         };
         let begin = self.now();
         let regained = begin.0.saturating_sub(self.since.0) / REGAINED;
-        let patience = (self.patience + regained).min(PATIENCE_NS);
+        let patience = (self.patience + regained).min(self.most_patience);
         loop {
             let waited = self.now().0.saturating_sub(begin.0);
             self.patience = patience.saturating_sub(waited);
@@ -282,6 +293,12 @@ impl Journal {
                 }
             }
         }
+    }
+
+    /// Bytes of the log that were written so far.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Events noted so far, and those of them that did not reach the log.

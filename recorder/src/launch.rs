@@ -13,21 +13,25 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use maptrail_tracelog::record::{Header, Mechanism};
-use maptrail_tracelog::types::{PAGE, Pid, Tid};
+use maptrail_tracelog::record::Mechanism;
+use maptrail_tracelog::types::{Pid, Tid};
 
+use crate::background;
 use crate::error::Error;
 use crate::front::{self, FromTracer, Heard, Recording, ToFront};
 use crate::journal::{self, Journal};
 use crate::mechanism::{self, filter};
-use crate::proc;
-use crate::sys::spawn::{self, ChildState, SignalState, Start, status};
+use crate::refusal::why_refused;
+use crate::sys::spawn::{self, ChildState, SignalState, Signals, Start, status};
 use crate::sys::{ptrace, timer};
-use crate::tracer::{self, TICK, Task, Tracer};
+use crate::tracer::{Limits, TICK, Task, Tracer};
+
+/// How long the program waits for a disk that does not move, in sum, before the log is given up: it is
+/// never held for ever by an output that hangs.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to record.
 pub struct Options {
@@ -118,26 +122,11 @@ pub fn record(options: Options, say: &mut dyn FnMut(&str)) -> Result<(Ended, Rec
         }
         Some(other) => other,
     };
-    if let Some(kernel) = too_old() {
-        return Err(Error::KernelTooOld(kernel));
-    }
-    if !proc::is_ours() {
-        return Err(Error::NoProc);
-    }
-    let before = spawn::block_front_signals().map_err(Error::system("blocking signals"))?;
+    background::check_machine()?;
+    let before = spawn::block(Signals::Front).map_err(Error::system("blocking signals"))?;
     let outcome = launch(options, mechanism, before, say);
     spawn::restore_signals(&before);
     outcome
-}
-
-/// The running kernel, if it is older than 5.3, which has no PTRACE_GET_SYSCALL_INFO.
-fn too_old() -> Option<String> {
-    let uname = nix::sys::utsname::uname().ok()?;
-    let release = uname.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let mut next = || numbers.next()?.parse::<u32>().ok();
-    let version = (next()?, next()?);
-    (version < (5, 3)).then_some(release)
 }
 
 fn launch(
@@ -146,14 +135,18 @@ fn launch(
     before: SignalState,
     say: &mut dyn FnMut(&str),
 ) -> Result<(Ended, Recording), Error> {
-    let signals = spawn::front_signal_fd().map_err(Error::system("signalfd"))?;
+    let signals = spawn::signal_fd(Signals::Front).map_err(Error::system("signalfd"))?;
     let (to_front, from_tracer) = front::pair().map_err(Error::system("socketpair"))?;
     let (at_tracer, at_program) = UnixStream::pair().map_err(Error::system("socketpair"))?;
     let (status, status_end) = io::pipe().map_err(Error::system("pipe"))?;
 
     let fork = || spawn::fork().map_err(Error::system("fork"));
     let Some(tracer) = fork()? else {
-        trace(options, mechanism, at_tracer, to_front);
+        let keep = [at_tracer.as_raw_fd(), options.log.as_raw_fd()];
+        let bound = mechanism::binds(mechanism);
+        background::trace(to_front, &keep, bound, |front| {
+            trace_program(options, mechanism, at_tracer, front)
+        });
     };
     drop((at_tracer, to_front));
     let filter = (mechanism == Mechanism::Seccomp).then(filter::program);
@@ -185,35 +178,6 @@ fn launch(
     front.stand_in(signals, from_tracer, status, say)
 }
 
-/// The tracer's process.
-fn trace(options: Options, mechanism: Mechanism, link: UnixStream, mut front: ToFront) -> ! {
-    let keep = [link.as_raw_fd(), front.as_raw_fd(), options.log.as_raw_fd()];
-    if let Err(error) = spawn::become_background(&keep) {
-        front.refused(&format!("the recorder could not start: {error}"));
-        spawn::exit_now(1);
-    }
-    spawn::raise_limits();
-    let work = || match trace_program(options, mechanism, link, &mut front) {
-        Ok(mut tracer) => tracer.run().map_err(|e| e.to_string()),
-        Err(cause) => {
-            front.refused(&cause);
-            Ok(())
-        }
-    };
-    // A fault of ours must not end the target: whatever happens, its threads are served on.
-    let failure = match panic::catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(())) => spawn::exit_now(0),
-        Ok(Err(cause)) => cause,
-        Err(_) => "an internal error".into(),
-    };
-    front.note(&format!(
-        "the recorder failed ({failure}); the program goes on, and the log ends here"
-    ));
-    drop(front);
-    tracer::pass_through();
-    spawn::exit_now(1)
-}
-
 fn trace_program(
     options: Options,
     mechanism: Mechanism,
@@ -224,83 +188,35 @@ fn trace_program(
     link.read_exact(&mut pid)
         .map_err(|e| format!("the program could not be started: {e}"))?;
     let root = Pid(u32::from_le_bytes(pid));
-    ptrace::seize(Tid(root.0), mechanism::needs_exit_kill(mechanism))
-        .map_err(|e| why_refused(root, &e))?;
+    let tracing = mechanism::tracing(mechanism, options.follow_forks);
+    ptrace::seize(Tid(root.0), tracing).map_err(|e| why_refused(Tid(root.0), &e))?;
     timer::start(TICK).map_err(|e| format!("setitimer: {e}"))?;
     let start_ns = timer::monotonic_ns();
-    let header = header(&options, mechanism, start_ns);
+    let command = options.command.iter();
+    let command = command.map(|word| word.to_string_lossy().into_owned());
+    let header = background::header(command.collect(), mechanism, start_ns);
     let unwritten = |e| format!("the log cannot be written: {e}");
     if !options.log_is_stdout {
         journal::empty(&options.log).map_err(unwritten)?;
     }
-    let journal = Journal::open(options.log, &header, start_ns).map_err(unwritten)?;
+    let journal = Journal::open(options.log, &header, start_ns, PATIENCE).map_err(unwritten)?;
     let task = Task {
         root,
-        front: Pid(nix::unistd::getppid().as_raw() as u32),
         mechanism,
         follow_forks: options.follow_forks,
-        window_ns: options.window.map(|w| w.as_nanos() as u64),
+        limits: Limits {
+            window_ns: options.window.map(|w| w.as_nanos() as u64),
+            ..Limits::default()
+        },
+        front: Some(Pid(std::os::unix::process::parent_id())),
+        attached: None,
     };
     let front = front.try_clone().map_err(|e| format!("dup: {e}"))?;
-    let tracer = Tracer::new(task, journal, front);
+    let mut tracer = Tracer::new(task, journal, front);
+    tracer.expect_program();
     link.write_all(b"g")
         .map_err(|e| format!("the program could not be started: {e}"))?;
     Ok(tracer)
-}
-
-/// The cause of a refusal, and what to do about it.
-fn why_refused(pid: Pid, error: &io::Error) -> String {
-    if let Some(tracer) = proc::tracer_of(Tid(pid.0)) {
-        let name = proc::comm(Tid(tracer.0));
-        return format!(
-            "{name} (pid {tracer}) traces it already, and a process has one tracer; \
-             run maptrail outside of {name}"
-        );
-    }
-    let yama = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    match (error.raw_os_error(), yama.trim()) {
-        (Some(libc::EPERM), "3") => "ptrace is switched off on this machine until it is rebooted \
-             (kernel.yama.ptrace_scope is 3)"
-            .into(),
-        (Some(libc::EPERM), "2") => "only processes with CAP_SYS_PTRACE may trace on this machine \
-             (kernel.yama.ptrace_scope is 2); run as root, or with that capability"
-            .into(),
-        (Some(libc::EPERM), _) => "the kernel refused ptrace; in a container, allow the ptrace \
-             system call (a seccomp profile, or --cap-add SYS_PTRACE)"
-            .into(),
-        (Some(libc::ENOSYS), _) => "the ptrace system call is not there; a container's seccomp \
-             profile may forbid it"
-            .into(),
-        _ => format!("the kernel refused ptrace: {error}"),
-    }
-}
-
-fn header(options: &Options, mechanism: Mechanism, monotonic_start_ns: u64) -> Header {
-    let (host, kernel) = nix::sys::utsname::uname().map_or_else(
-        |_| (String::new(), String::new()),
-        |u| {
-            let text = |s: &OsStr| s.to_string_lossy().into_owned();
-            let kernel = format!("{} {}", text(u.release()), text(u.version()));
-            (text(u.nodename()), kernel)
-        },
-    );
-    let since_epoch = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Header {
-        writer: env!("CARGO_PKG_VERSION").into(),
-        host,
-        kernel,
-        command: options
-            .command
-            .iter()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect(),
-        mechanism,
-        wall_start_ns: since_epoch.as_nanos() as u64,
-        monotonic_start_ns,
-        page_size: PAGE as u32,
-    }
 }
 
 /// The front process while the program runs.
@@ -339,7 +255,7 @@ impl Front {
             let status_ready = is_ready(1 + usize::from(tracer_lives));
             if tracer_lives && is_ready(1) {
                 match from_tracer.hear().map_err(Error::system("recvmsg"))? {
-                    Heard::Note(text) => say(&text),
+                    Heard::Note(text) | Heard::Started(text) => say(&text),
                     Heard::Modules(batch) => modules.extend(batch),
                     Heard::Done(done) => report = Some(done),
                     Heard::Refused(cause) => {
@@ -407,7 +323,7 @@ impl Front {
     }
 
     fn tracer_died(&self) -> &'static str {
-        if mechanism::needs_exit_kill(self.mechanism) {
+        if mechanism::binds(self.mechanism) {
             "the recorder was killed, and the kernel killed the program with it; \
              the log holds all up to its last second (--mechanism syscall lets a program live on)"
         } else {

@@ -5,8 +5,11 @@
 //!
 //! ```text
 //! launch      starts a program; the processes that take part
+//! attach      takes up a program that runs
 //! target      a running process, before anything is done to it
 //! refusal     why the kernel refuses to have it traced
+//! background  the tracer's process, which launch and attach have in common
+//! footprint   what that takes of the machine
 //! tracer      the loop, and what happens at each kind of stop
 //! mechanism   how stops are made: the seccomp filter
 //! unwind      from registers and stack memory to frames
@@ -20,9 +23,12 @@
 
 #![deny(unsafe_code)]
 
+mod attach;
+mod background;
 mod code;
 mod core;
 mod error;
+mod footprint;
 mod front;
 mod journal;
 mod launch;
@@ -41,6 +47,7 @@ mod target;
 mod tracer;
 pub mod unwind;
 
+pub use attach::{AttachOptions, attach};
 pub use error::Error;
 pub use front::{Recording, Report};
 pub use glob::Pattern;

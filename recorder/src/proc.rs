@@ -110,6 +110,90 @@ pub fn max_mappings() -> usize {
     text.trim().parse().unwrap_or(0)
 }
 
+/// What a thread does at this moment (proc_pid_syscall(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// It runs, in the program or in the kernel.
+    Runs,
+    /// It sleeps in this call, or is stopped in it.
+    Call {
+        /// Its number.
+        number: u64,
+        /// Its arguments.
+        args: [u64; 6],
+    },
+    /// It is stopped, and in no call.
+    Nothing,
+}
+
+/// What a thread does; `None` if it is gone, or nobody may know.
+#[must_use]
+pub fn doing(tid: Tid) -> Option<Doing> {
+    let text = fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
+    let mut words = text.split_whitespace();
+    let first = words.next()?;
+    if first == "running" {
+        return Some(Doing::Runs);
+    }
+    let Ok(number) = first.parse() else {
+        return Some(Doing::Nothing);
+    };
+    let mut args = [0; 6];
+    for (arg, word) in args.iter_mut().zip(words) {
+        *arg = u64::from_str_radix(word.trim_start_matches("0x"), 16).ok()?;
+    }
+    Some(Doing::Call { number, args })
+}
+
+/// What a thread had of the processor (proc_pid_schedstat: time on it, time waiting for it, turns).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turns {
+    /// CPU time, nanoseconds.
+    pub ran_ns: u64,
+    /// How often it was given the processor.
+    pub turns: u64,
+}
+
+/// What a thread had of the processor; `None` if it is gone, or the kernel does not count.
+#[must_use]
+pub fn turns(tid: Tid) -> Option<Turns> {
+    let text = fs::read_to_string(format!("/proc/{tid}/schedstat")).ok()?;
+    let mut numbers = text.split_whitespace().map(str::parse);
+    let ran_ns = numbers.next()?.ok()?;
+    let turns = numbers.nth(1)?.ok()?;
+    Some(Turns { ran_ns, turns })
+}
+
+/// What a descriptor of a thread refers to, as the link in `/proc/PID/fd` names it.
+#[must_use]
+pub fn descriptor(tid: Tid, fd: u64) -> String {
+    let link = fs::read_link(format!("/proc/{tid}/fd/{fd}"));
+    link.map_or_else(
+        |_| String::new(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+/// Whether a thread is gone, or a zombie.
+#[must_use]
+pub fn is_dead(tid: Tid) -> bool {
+    let state = status_field(tid, "State").unwrap_or_default();
+    matches!(state.as_bytes().first(), None | Some(b'Z' | b'X'))
+}
+
+/// The threads of a process, ascending.
+#[must_use]
+pub fn threads_of(pid: Pid) -> Vec<Tid> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten();
+    let mut tids: Vec<Tid> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Tid))
+        .collect();
+    tids.sort_unstable();
+    tids
+}
+
 /// Whether a thread may stand inside the system call `number` right now (`/proc/TID/syscall` says
 /// `running` or the number; proc_pid_syscall(5)).
 #[must_use]

@@ -11,6 +11,9 @@ use maptrail_tracelog::types::{Addr, PAGE, Range, SpaceId, Tid};
 use crate::proc;
 use crate::sys::procmap::{self, Place};
 
+/// So many bytes of a space are looked at in one question: memory calls of a running target wait for it.
+const AT_ONCE: u64 = 256 << 20;
+
 /// `VmSize`, `RssAnon`, ... of `/proc/PID/status`, in bytes. Counters that the kernel does not show
 /// stay 0.
 pub fn rss(tid: Tid) -> io::Result<RssSample> {
@@ -38,10 +41,19 @@ pub fn rss(tid: Tid) -> io::Result<RssSample> {
     Ok(sample)
 }
 
+/// Where the kernel tells of each page of a thread's space. Stays good when the thread is gone.
+pub fn pagemap(tid: Tid) -> io::Result<File> {
+    File::open(format!("/proc/{tid}/pagemap"))
+}
+
 /// Looks at the pages of `vmas`, for at most `budget`; what was not reached is missing from
 /// `looked_at`.
-pub fn pages(tid: Tid, space: SpaceId, vmas: &[Vma], budget: Duration) -> io::Result<Residency> {
-    let pagemap = File::open(format!("/proc/{tid}/pagemap"))?;
+pub fn pages(
+    pagemap: &File,
+    space: SpaceId,
+    vmas: &[Vma],
+    budget: Duration,
+) -> io::Result<Residency> {
     let end = Instant::now() + budget;
     let mut runs = [Runs::default(), Runs::default()];
     let mut looked_at: Vec<Range> = Vec::new();
@@ -55,7 +67,7 @@ pub fn pages(tid: Tid, space: SpaceId, vmas: &[Vma], budget: Duration) -> io::Re
         while at < vma.range.end && Instant::now() < end {
             let left = Range {
                 start: at,
-                end: vma.range.end,
+                end: vma.range.end.min(Addr(at.0.saturating_add(AT_ONCE))),
             };
             let each = |run: Range, place| {
                 if let Some(runs) = runs.get_mut(usize::from(place == Place::Swapped)) {
@@ -63,7 +75,7 @@ pub fn pages(tid: Tid, space: SpaceId, vmas: &[Vma], budget: Duration) -> io::Re
                 }
             };
             let reached = if scan {
-                match procmap::scan(&pagemap, left, each) {
+                match procmap::scan(pagemap, left, each) {
                     Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => {
                         scan = false;
                         continue;
@@ -71,7 +83,7 @@ pub fn pages(tid: Tid, space: SpaceId, vmas: &[Vma], budget: Duration) -> io::Re
                     answer => answer?,
                 }
             } else {
-                read_entries(&pagemap, left, each)?
+                read_entries(pagemap, left, each)?
             };
             if reached <= at {
                 break;

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use glob::Pattern;
 use maptrail_tracelog::types::{Pid, Tid};
@@ -138,6 +138,12 @@ impl Target {
             ready.is_ok_and(|ready| ready.contains(&true))
         });
         !ended && Stat::read(Tid(self.pid.0)).is_ok_and(|stat| stat.start_time == self.start_time)
+    }
+
+    /// What [`Target::is_same`] asks.
+    #[must_use]
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.pidfd.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     /// Its threads that can be traced now, with their names: those that have not ended.

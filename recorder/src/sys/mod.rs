@@ -3,7 +3,9 @@
 //! Each wrapper does one system call (or one dance that only makes sense whole, such as a fork with
 //! its child side) and says what it means when the target dies meanwhile. No policy lives here.
 
+pub mod asked;
 pub mod attribute;
+pub mod guard;
 pub mod memory;
 pub mod open;
 pub mod pidfd;
@@ -13,4 +15,5 @@ pub mod sched;
 pub mod spawn;
 pub mod startup;
 pub mod timer;
+pub mod usage;
 pub mod wait;

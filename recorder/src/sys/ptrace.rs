@@ -298,27 +298,51 @@ impl Stopped {
     }
 }
 
-/// Becomes the tracer of `tid` without stopping it. Its children, threads, execs and exits are
-/// reported. If it is `filtered`, so are the stops of its seccomp filter, and the kernel kills it when
-/// this process ends. (Without that option the kernel itself refuses what a filter of the program's own
-/// wants to have traced, as it does without a tracer.)
-pub fn seize(tid: Tid, filtered: bool) -> io::Result<()> {
+/// How a thread is traced.
+#[derive(Clone, Copy, Debug)]
+pub struct Tracing {
+    /// Its seccomp filter stops it for us. (Without this the kernel itself refuses what a filter of
+    /// the program's own wants to have traced, as it does without a tracer.)
+    pub filtered: bool,
+    /// The kernel kills it when this process ends.
+    pub dies_with_us: bool,
+    /// The processes that it makes are traced from their birth; threads always are.
+    pub forks: bool,
+}
+
+/// Becomes the tracer of `tid` without stopping it. Its threads, execs and exits are reported.
+pub fn seize(tid: Tid, how: Tracing) -> io::Result<()> {
     let mut options = libc::PTRACE_O_TRACESYSGOOD
         | libc::PTRACE_O_TRACECLONE
-        | libc::PTRACE_O_TRACEFORK
-        | libc::PTRACE_O_TRACEVFORK
         | libc::PTRACE_O_TRACEEXEC
         | libc::PTRACE_O_TRACEEXIT;
-    if filtered {
-        options |= libc::PTRACE_O_TRACESECCOMP | libc::PTRACE_O_EXITKILL;
+    if how.forks {
+        options |= libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
     }
-    // SAFETY: the data argument of PTRACE_SEIZE is a bit set.
+    if how.filtered {
+        options |= libc::PTRACE_O_TRACESECCOMP;
+    }
+    if how.dies_with_us {
+        options |= libc::PTRACE_O_EXITKILL;
+    }
+    running(libc::PTRACE_SEIZE, tid, options as usize)
+}
+
+/// Makes a thread stop soon: at once if it runs or sleeps, and when it wakes if its sleep cannot be
+/// interrupted. What it is blocked in is broken off.
+pub fn interrupt(tid: Tid) -> io::Result<()> {
+    running(libc::PTRACE_INTERRUPT, tid, 0)
+}
+
+/// A request to a thread that need not be stopped.
+fn running(op: c_uint, tid: Tid, data: usize) -> io::Result<()> {
+    // SAFETY: the data argument of these requests is a bit set, or nothing.
     let answer = unsafe {
         libc::ptrace(
-            libc::PTRACE_SEIZE,
+            op,
             tid.0 as pid_t,
             std::ptr::null_mut::<c_void>(),
-            options as usize as *mut c_void,
+            data as *mut c_void,
         )
     };
     if answer < 0 {

@@ -20,33 +20,35 @@ pub struct SignalState {
     ignores_children: bool,
 }
 
-/// Signals that the front process handles itself instead of dying by them.
-const FRONT_SIGNALS: [c_int; 8] = [
-    libc::SIGCHLD,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGTERM,
-    libc::SIGHUP,
-    libc::SIGUSR1,
-    libc::SIGUSR2,
-    libc::SIGTSTP,
-];
+/// Signals that a front process handles itself instead of dying by them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signals {
+    /// All that a program may be sent, for the process that stands in for it.
+    Front,
+    /// Those that ask for an end.
+    Ending,
+}
 
-fn front_set() -> libc::sigset_t {
-    // SAFETY: the set is emptied before signals are added.
-    unsafe {
-        let mut set = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
-        libc::sigemptyset(&raw mut set);
-        for signal in FRONT_SIGNALS {
-            libc::sigaddset(&raw mut set, signal);
+impl Signals {
+    fn set(self) -> libc::sigset_t {
+        let ending = [libc::SIGCHLD, libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+        let others = [libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGTSTP];
+        let others = others.into_iter().filter(|_| self == Signals::Front);
+        // SAFETY: the set is emptied before signals are added.
+        unsafe {
+            let mut set = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
+            libc::sigemptyset(&raw mut set);
+            for signal in ending.into_iter().chain(others) {
+                libc::sigaddset(&raw mut set, signal);
+            }
+            set
         }
-        set
     }
 }
 
-/// Blocks the signals that the front process reads from a descriptor; returns the state before.
-pub fn block_front_signals() -> io::Result<SignalState> {
-    let set = front_set();
+/// Blocks the signals that a front process reads from a descriptor; returns the state before.
+pub fn block(signals: Signals) -> io::Result<SignalState> {
+    let set = signals.set();
     let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: sigprocmask reads one set and writes the other; the default action is no handler.
     unsafe {
@@ -71,10 +73,10 @@ pub fn restore_signals(before: &SignalState) {
     }
 }
 
-/// A descriptor that the blocked front signals can be read from.
-pub fn front_signal_fd() -> io::Result<std::fs::File> {
+/// A descriptor that these signals can be read from while they are blocked.
+pub fn signal_fd(signals: Signals) -> io::Result<std::fs::File> {
     use std::os::fd::FromRawFd;
-    let set = front_set();
+    let set = signals.set();
     // SAFETY: signalfd reads the set and returns a new descriptor, which nobody else owns.
     unsafe {
         let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
@@ -94,7 +96,7 @@ pub struct Arrived {
     pub from_kernel: bool,
 }
 
-/// Reads one signal from the descriptor of [`front_signal_fd`], if one is there.
+/// Reads one signal from the descriptor of [`signal_fd`], if one is there.
 pub fn read_signal(mut fd: &std::fs::File) -> Option<Arrived> {
     let mut raw = [0u8; size_of::<libc::signalfd_siginfo>()];
     if fd.read(&mut raw).ok()? != raw.len() {
@@ -451,15 +453,18 @@ pub enum ChildState {
 
 /// Asks, without waiting, what became of child `pid`.
 pub fn child_state(pid: Pid) -> ChildState {
+    wait_for_child(pid, libc::WNOHANG | libc::WUNTRACED)
+}
+
+/// Waits for the end of child `pid`, and says how it came.
+pub fn child_ended(pid: Pid) -> ChildState {
+    wait_for_child(pid, 0)
+}
+
+fn wait_for_child(pid: Pid, flags: c_int) -> ChildState {
     let mut status = 0;
     // SAFETY: waitpid writes one int.
-    let answer = unsafe {
-        libc::waitpid(
-            pid.0 as pid_t,
-            &raw mut status,
-            libc::WNOHANG | libc::WUNTRACED,
-        )
-    };
+    let answer = unsafe { libc::waitpid(pid.0 as pid_t, &raw mut status, flags) };
     match answer {
         0 => ChildState::Unchanged,
         n if n < 0 => ChildState::Gone,
@@ -475,6 +480,14 @@ pub fn kill(pid: Pid, signal: c_int) {
     // SAFETY: kill takes integers.
     unsafe {
         libc::kill(pid.0 as pid_t, signal);
+    }
+}
+
+/// Interrupts what this process's main thread waits for, as a tick of its timer does.
+pub fn wake_self() {
+    // SAFETY: kill takes integers; the signal has a handler in every process that calls this.
+    unsafe {
+        libc::kill(libc::getpid(), libc::SIGALRM);
     }
 }
 

@@ -65,6 +65,15 @@ pub enum Stops {
 
 /// The next event of any traced thread; waits for one if `block`. A death is always taken.
 pub fn next(block: bool, stops: Stops) -> io::Result<Event> {
+    wait(libc::P_ALL, 0, block, stops)
+}
+
+/// The stop of one thread, or its death, if there is one now. Stops are peeked.
+pub fn now(tid: Tid) -> io::Result<Event> {
+    wait(libc::P_PID, tid.0, false, Stops::Peeked)
+}
+
+fn wait(whom: libc::idtype_t, id: u32, block: bool, stops: Stops) -> io::Result<Event> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let mut flags = libc::WEXITED | libc::WSTOPPED | libc::__WALL;
     if !block {
@@ -74,7 +83,7 @@ pub fn next(block: bool, stops: Stops) -> io::Result<Event> {
         flags |= libc::WNOWAIT;
     }
     // SAFETY: waitid writes one siginfo_t.
-    let answer = unsafe { libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags) };
+    let answer = unsafe { libc::waitid(whom, id, info.as_mut_ptr(), flags) };
     if answer < 0 {
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {

@@ -42,6 +42,9 @@ impl Tracer {
             return self.resume(stopped);
         }
         match (info.abi, info.position) {
+            (_, Position::Entry { .. }) if self.is_free(stopped.tid()) => {
+                self.let_go_at_entry(stopped)
+            }
             (Some(abi), Position::Entry { number, args }) => {
                 let entry = Entry {
                     abi,
@@ -84,8 +87,8 @@ impl Tracer {
     ) -> Result<(), StopError> {
         let tid = stopped.tid();
         let space = self.threads.get(&tid).and_then(|t| t.space);
-        let Some(space) = space.filter(|_| self.journal.is_some()) else {
-            return self.resume(stopped);
+        let Some(space) = space.filter(|_| self.is_recording()) else {
+            return self.early_call(stopped);
         };
         let Some(stopped) = self.hold_if_closing(stopped, space) else {
             return Ok(());
@@ -179,6 +182,7 @@ impl Tracer {
             Some(Pending::Memory(call)) => self.memory_exit(tid, call, value),
             Some(Pending::Clone(changed)) => changed.put_back(&stopped)?,
             Some(Pending::Ptrace) => self.ptrace_exit(tid, value),
+            Some(Pending::Early) => self.untraced_ends(tid),
             None => {}
         }
         self.resume(stopped)
@@ -469,6 +473,8 @@ impl Tracer {
     ) -> Result<(), StopError> {
         let tid = stopped.tid();
         let pending = match watched {
+            // Nothing in a program that must be as before without us. Such a child is found later.
+            Watched::Clone | Watched::Clone3 if self.task.attached.is_some() => None,
             Watched::Clone if arg0 & CLONE_UNTRACED != 0 => {
                 stopped.set_first_argument(abi, arg0 & !CLONE_UNTRACED)?;
                 let value = arg0;
@@ -491,7 +497,7 @@ impl Tracer {
                 }
                 _ => None,
             },
-            Watched::Ptrace if WANTS_TO_TRACE.contains(&arg0) && self.journal.is_some() => {
+            Watched::Ptrace if WANTS_TO_TRACE.contains(&arg0) && self.is_recording() => {
                 Some(Pending::Ptrace)
             }
             Watched::Clone | Watched::Ptrace => None,

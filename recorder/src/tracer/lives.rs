@@ -1,12 +1,13 @@
 //! Threads, processes and programs that come and go.
 
 use maptrail_tracelog::calls::{Abi, X32_BIT};
-use maptrail_tracelog::record::{Body, CheckpointReason, Origin, SpaceEnd};
+use maptrail_tracelog::record::{Body, CheckpointReason, NotTraced, Origin, SpaceEnd};
 use maptrail_tracelog::types::{Pid, SpaceId, ThreadIx, Tid};
 
 use super::state::{Changed, Newborn, Pending, Space, Staying, Thread};
 use super::window::Window;
 use super::{Stop, StopError, Stopped, Tracer};
+use crate::mechanism;
 use crate::patience::{PATIENCE, within};
 use crate::proc;
 use crate::sys::{memory, ptrace, timer};
@@ -34,7 +35,7 @@ impl Tracer {
             };
         }
         self.take(&stopped);
-        if self.journal.is_none() {
+        if !self.is_recording() {
             // Ticks have ended with the log; this one may need them.
             let _ = timer::start(TICK);
         }
@@ -78,7 +79,7 @@ impl Tracer {
             match fellow {
                 Some(fellow) => self.adopt(fellow, tid, pid, true),
                 None => {
-                    let recording = self.journal.is_some() && self.task.follow_forks;
+                    let recording = self.is_recording() && self.task.follow_forks;
                     let space = recording
                         .then(|| self.new_space(tid, pid, Origin::Attach, AddressMap::new()));
                     self.new_thread(tid, pid, space.flatten());
@@ -137,7 +138,10 @@ impl Tracer {
             _ => None,
         };
         let followed = pid == parent_pid || self.task.follow_forks;
-        let recording = self.journal.is_some() && followed;
+        let recording = self.is_recording() && followed;
+        if let Some(space) = parent_space.filter(|_| shares && !followed) {
+            self.untraced_begins(child, space, NotTraced::OtherProcess);
+        }
         let space = match parent_space.filter(|_| recording) {
             Some(space) if shares => {
                 if let Some(s) = self.spaces.get_mut(&space) {
@@ -148,8 +152,10 @@ impl Tracer {
             Some(parent) => self.fork_space(child, pid, parent),
             None => None,
         };
+        let let_go = !followed && !mechanism::binds(self.task.mechanism);
         let thread = self.new_thread(child, pid, space);
         thread.birth_fix = birth_fix;
+        thread.let_go = let_go;
     }
 
     /// A copy of a space, whose first checkpoint is taken before the child's first instruction: it
@@ -159,7 +165,7 @@ impl Tracer {
         self.new_space(child, pid, Origin::Fork { parent }, code)
     }
 
-    fn new_space(
+    pub(super) fn new_space(
         &mut self,
         tid: Tid,
         pid: Pid,
@@ -190,19 +196,33 @@ impl Tracer {
     }
 
     fn new_thread(&mut self, tid: Tid, pid: Pid, space: Option<SpaceId>) -> &mut Thread {
-        let mut thread = Thread::new(ThreadIx(self.stats.threads as u32), pid, space);
+        let thread = Thread::new(ThreadIx(u32::MAX), pid, None);
+        self.threads.insert(tid, thread);
         if let Some(space) = space {
-            self.stats.threads += 1;
-            thread.name = proc::comm(tid);
-            self.record(Body::ThreadStart {
-                thread: thread.ix,
-                tid,
-                pid,
-                space,
-                name: thread.name.clone(),
-            });
+            self.begin_thread(tid, space);
         }
-        self.threads.entry(tid).insert_entry(thread).into_mut()
+        self.threads
+            .entry(tid)
+            .or_insert_with(|| Thread::new(ThreadIx(u32::MAX), pid, None))
+    }
+
+    /// A thread is recorded from here on.
+    pub(super) fn begin_thread(&mut self, tid: Tid, space: SpaceId) {
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            return;
+        };
+        thread.ix = ThreadIx(self.stats.threads as u32);
+        thread.space = Some(space);
+        thread.name = proc::comm(tid);
+        let start = Body::ThreadStart {
+            thread: thread.ix,
+            tid,
+            pid: thread.pid,
+            space,
+            name: thread.name.clone(),
+        };
+        self.stats.threads += 1;
+        self.record(start);
     }
 
     /// A stop at birth, at the end of a group-stop, or for nothing.
@@ -246,7 +266,7 @@ impl Tracer {
             self.window = Window::Open;
         }
         let mut space = None;
-        if self.journal.is_some() && (first || recorded) {
+        if self.is_recording() && (first || recorded) {
             let (path, argv) = proc::program(tid);
             let origin = Origin::Exec { path, argv };
             space = self.new_space(tid, pid, origin, AddressMap::new());
@@ -379,7 +399,7 @@ impl Tracer {
             return;
         }
         if look == Look::Last {
-            self.last_look(tid, id, CheckpointReason::SpaceEnd, Vec::new(), 0);
+            self.last_look(tid, id);
         }
         self.define_bases(id);
         self.record(Body::SpaceEnd { space: id, how });
@@ -402,6 +422,8 @@ impl Tracer {
     }
 
     fn forget_thread(&mut self, tid: Tid, status: Option<i32>) {
+        self.capture.end(tid);
+        self.untraced_ends(tid);
         let Some(thread) = self.threads.remove(&tid) else {
             return;
         };

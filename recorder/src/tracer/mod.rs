@@ -1,24 +1,35 @@
-//! The tracer: takes the next event, dispatches it, until no thread is left.
+//! The tracer: takes the next event, dispatches it, until no thread is left, or all are let go.
 //!
-//! One thread of one process serves all threads of the target. What happens at a call is in
-//! `calls`, what happens when threads and programs come and go in `lives`, how a window closes in
-//! `window`; this file is the loop.
+//! One thread of one process serves all threads of the target; this file is the loop.
+//!
+//! ```text
+//! opening, capture, interruption   the window opens on a program that runs already
+//! calls, decode, fresh             what happens at a call
+//! lives, untraced                  threads and programs that come and go, or that nobody records
+//! window, limits, leaving          what is sampled, when the window closes, and how
+//! state                            what is known of threads and spaces
+//! ```
 
 mod calls;
+mod capture;
 mod decode;
 mod fresh;
+mod interruption;
+mod leaving;
+mod limits;
 mod lives;
-mod signals;
+mod opening;
 mod state;
+mod untraced;
 mod window;
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use maptrail_tracelog::record::{Body, Mechanism};
+use maptrail_tracelog::record::{Body, Mechanism, WindowEnd};
 use maptrail_tracelog::types::{Nanos, Pid, SpaceId, Stamp, ThreadIx, Tid};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::code::CodeLog;
 use crate::core::Follower;
@@ -26,17 +37,26 @@ use crate::front::{Report, ToFront};
 use crate::journal::{Closing, Journal};
 use crate::maps::FileTable;
 use crate::mechanism;
-use crate::proc;
+use crate::proc::{self, Doing};
+use crate::sys::guard::Guard;
 use crate::sys::ptrace::{Resume, StopError, Stopped};
 use crate::sys::wait::{self, Event, Stop, Stops};
-use crate::sys::{memory, spawn, timer};
+use crate::sys::{asked, memory, spawn, timer};
+use crate::target::Choice;
 use crate::unwind::{Frame, Interner, StackCopy, TargetMemory, Unwinder};
 
+pub use limits::Limits;
+pub use opening::OPENING_TICK;
 pub use window::TICK;
 
+use capture::Capture;
+use limits::Cost;
 use state::{Newborn, Space, Staying, Thread};
+use untraced::UntracedThreads;
 use window::Window;
 
+/// How often threads that were not let go when the window closed are looked at while that is waited for.
+const REST_LOOKS: u32 = 500;
 /// Remarks of what could not be seen; more of them say nothing new.
 const MAX_UNCOVERED: usize = 100;
 /// Threads that were served and wait for the rest of their batch to be resumed with it, at most.
@@ -46,14 +66,24 @@ const RESUMED_TOGETHER: usize = 64;
 pub struct Task {
     /// The process whose end ends the window.
     pub root: Pid,
-    /// Its parent, which stops when it is stopped and must be woken when it goes on.
-    pub front: Pid,
     /// How stops are made.
     pub mechanism: Mechanism,
     /// Record the processes that it makes, too.
     pub follow_forks: bool,
-    /// How long the window is, nanoseconds; until the program ends if `None`.
-    pub window_ns: Option<u64>,
+    /// When the window closes.
+    pub limits: Limits,
+    /// Its parent, if that is to be woken when the program goes on: it stops when it is stopped.
+    pub front: Option<Pid>,
+    /// It ran before, and is left as it was when the window closes.
+    pub attached: Option<Attached>,
+}
+
+/// What is particular to a program that ran before.
+pub struct Attached {
+    /// Which threads to follow.
+    pub choice: Choice,
+    /// Frees the program if the tracer gives no sign of life.
+    pub guard: Guard,
 }
 
 /// Counts for the summary.
@@ -72,6 +102,11 @@ pub struct Tracer {
     task: Task,
     front: ToFront,
     threads: FxHashMap<Tid, Thread>,
+    /// Those of them that are to be taken up.
+    capture: Capture,
+    /// Threads that the kernel would not let us trace.
+    refused: FxHashSet<Tid>,
+    untraced: UntracedThreads,
     /// Threads that stopped at birth before their maker's stop told of them.
     newborn: FxHashMap<Tid, Newborn>,
     /// Threads that end their process and stay to the last.
@@ -81,9 +116,18 @@ pub struct Tracer {
     batch: VecDeque<(Stopped, Stop)>,
     /// How many batches were collected.
     batches: u64,
+    /// When the last one was, CLOCK_MONOTONIC nanoseconds.
+    batch_since: u64,
     /// Threads of the batch that were served and are resumed with it, and how.
     ready: Vec<(Stopped, Resume, i32)>,
     window: Window,
+    /// When it opened, in the log's time.
+    opened_ns: u64,
+    /// The threads that are not let go yet are to be looked at ...
+    look_at_rest: bool,
+    /// ... and were so many times.
+    rest_looks: u32,
+    cost: Cost,
     stamps: AtomicU64,
     /// `None` once the log is complete.
     journal: Option<Journal>,
@@ -109,21 +153,28 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// A tracer that already traces the root process (its one thread), which has not yet become the
-    /// program.
+    /// A tracer that traces nobody yet.
     #[must_use]
     pub fn new(task: Task, journal: Journal, front: ToFront) -> Tracer {
-        let mut tracer = Tracer {
+        Tracer {
             task,
             front,
             threads: FxHashMap::default(),
+            capture: Capture::default(),
+            refused: FxHashSet::default(),
+            untraced: UntracedThreads::default(),
             newborn: FxHashMap::default(),
             staying: FxHashMap::default(),
             spaces: FxHashMap::default(),
             batch: VecDeque::new(),
             batches: 0,
+            batch_since: 0,
             ready: Vec::with_capacity(RESUMED_TOGETHER),
             window: Window::Waiting,
+            opened_ns: 0,
+            look_at_rest: false,
+            rest_looks: 0,
+            cost: Cost::default(),
             stamps: AtomicU64::new(1),
             journal: Some(journal),
             written: None,
@@ -140,38 +191,89 @@ impl Tracer {
             stats: Stats::default(),
             uncovered: Vec::new(),
             max_mappings: proc::max_mappings(),
-        };
-        let root = tracer.task.root;
-        tracer
-            .threads
-            .insert(Tid(root.0), Thread::new(ThreadIx(u32::MAX), root, None));
-        tracer
+        }
     }
 
-    /// Serves the target until its last thread is gone.
+    /// Begins with a process of one thread, which is traced already and is about to become the program.
+    pub fn expect_program(&mut self) {
+        let root = self.task.root;
+        let thread = Thread::new(ThreadIx(u32::MAX), root, None);
+        self.threads.insert(Tid(root.0), thread);
+    }
+
+    /// Serves the target until its last thread is gone, or is let go.
     pub fn run(&mut self) -> io::Result<()> {
-        loop {
+        while !self.is_done() {
             match self.next_event()? {
                 Event::Stopped(stopped, stop) => self.serve(stopped, stop),
                 Event::Ended(tid, status) => self.thread_ended(tid, status),
                 Event::Interrupted | Event::Nothing => {}
                 Event::NoneLeft => break,
             }
-            if !self.staying.is_empty() {
-                self.let_stayers_go();
-            }
-            if timer::ticked() {
-                if std::mem::take(&mut self.wake_front) {
-                    spawn::kill(self.task.front, libc::SIGCONT);
-                }
-                if !self.newborn.is_empty() {
-                    self.adopt_orphans();
-                }
-                self.tick();
-            }
+            self.between_events()?;
+        }
+        if self.task.attached.is_some() {
+            self.let_the_rest_go()?;
         }
         self.finish_window();
+        self.complete_now();
         self.wait_for_log();
+        Ok(())
+    }
+
+    /// An attached program needs nobody when its log is complete and its threads are let go, or sleep:
+    /// these the end of this process lets go, and to wake them would break their calls off. One that
+    /// computes would stop before its next call, at the very moment perhaps, which a call that sleeps
+    /// does not survive (see [`Tracer::let_go_at_entry`]): it is waited for, with patience.
+    fn is_done(&mut self) -> bool {
+        let complete = matches!(self.window, Window::Closed) && self.written.is_none();
+        if !complete || self.task.attached.is_none() || !std::mem::take(&mut self.look_at_rest) {
+            return false;
+        }
+        self.rest_looks += 1;
+        let computes = |(tid, thread): (&Tid, &Thread)| {
+            !thread.let_go && !thread.exiting && proc::doing(*tid) == Some(Doing::Runs)
+        };
+        self.rest_looks > REST_LOOKS || !self.threads.iter().any(computes)
+    }
+
+    fn let_the_rest_go(&mut self) -> io::Result<()> {
+        loop {
+            match wait::next(false, mechanism::stops(self.task.mechanism))? {
+                Event::Stopped(stopped, stop) => self.serve(stopped, stop),
+                Event::Ended(tid, status) => self.thread_ended(tid, status),
+                Event::Interrupted | Event::Nothing | Event::NoneLeft => return Ok(()),
+            }
+        }
+    }
+
+    fn between_events(&mut self) -> io::Result<()> {
+        if !self.staying.is_empty() {
+            self.let_stayers_go();
+        }
+        let ticked = timer::ticked();
+        if ticked {
+            if let Some(attached) = &self.task.attached {
+                attached.guard.alive();
+            }
+            if std::mem::take(&mut self.wake_front) {
+                self.wake_front();
+            }
+            if !self.newborn.is_empty() {
+                self.adopt_orphans();
+            }
+            if !self.capture.is_empty() && self.is_recording() {
+                self.capture()?;
+            }
+            self.tick();
+            self.look_at_rest = true;
+        }
+        if matches!(self.window, Window::Opening(_)) {
+            self.advance_opening();
+        }
+        if asked::asked() {
+            self.close_window(WindowEnd::Asked);
+        }
         Ok(())
     }
 
@@ -183,8 +285,9 @@ impl Tracer {
             return Ok(Event::Stopped(stopped, stop));
         }
         self.batches += 1;
-        let stops = self.stops_are();
+        let stops = mechanism::stops(self.task.mechanism);
         let first = wait::next(true, stops)?;
+        self.batch_since = timer::monotonic_ns();
         if self.threads.len() < 2 {
             return Ok(first);
         }
@@ -220,18 +323,9 @@ impl Tracer {
         })
     }
 
-    /// A target that dies with its tracer loses no signal by that.
-    fn stops_are(&self) -> Stops {
-        if mechanism::needs_exit_kill(self.task.mechanism) {
-            Stops::Taken
-        } else {
-            Stops::Peeked
-        }
-    }
-
     /// The thread will be held: its stop must not be shown again.
     fn take(&self, stopped: &Stopped) {
-        if self.stops_are() == Stops::Peeked {
+        if mechanism::stops(self.task.mechanism) == Stops::Peeked {
             // Whatever it stands at by now, it is resumed later.
             let _ = wait::take(stopped);
         }
@@ -248,12 +342,15 @@ impl Tracer {
         let since = timer::monotonic_ns();
         self.stats.stops += 1;
         self.follower.served(&stopped);
+        let tid = stopped.tid();
         let outcome = self.dispatch(stopped, stop);
         self.served(outcome);
         if self.batch.is_empty() || self.ready.len() >= RESUMED_TOGETHER {
             self.go_all();
         }
-        self.stats.stopped_ns += timer::monotonic_ns().saturating_sub(since);
+        let now = timer::monotonic_ns();
+        self.stats.stopped_ns += now.saturating_sub(since);
+        self.charge(tid, now);
     }
 
     /// Whatever was refused, no thread is left standing by that.
@@ -280,6 +377,9 @@ impl Tracer {
         if stopped.tid().0 == self.task.root.0 {
             self.follow_job_control(stop);
         }
+        if !self.capture.is_empty() {
+            self.captured(&stopped)?;
+        }
         match stop {
             Stop::Seccomp | Stop::Syscall => self.at_call(stopped),
             Stop::Child => self.child(stopped),
@@ -290,12 +390,10 @@ impl Tracer {
                 let was_stopped = thread.is_some_and(|t| std::mem::take(&mut t.was_stopped));
                 if !was_stopped {
                     // Whatever comes of that, the signal is delivered.
-                    let _ = signals::undo_interruption(&stopped, signal);
+                    let _ = interruption::undo_if_ignored(&stopped, signal);
                 }
                 self.resume_with(stopped, signal)
             }
-            // Detached, a thread stays in its group-stop by itself.
-            Stop::Group if self.lets_go() => stopped.detach(0),
             Stop::Group => {
                 if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
                     thread.was_stopped = true;
@@ -316,9 +414,15 @@ impl Tracer {
             _ if self.root_stopped => {
                 self.root_stopped = false;
                 self.wake_front = true;
-                spawn::kill(self.task.front, libc::SIGCONT);
+                self.wake_front();
             }
             _ => {}
+        }
+    }
+
+    fn wake_front(&self) {
+        if let Some(front) = self.task.front {
+            spawn::kill(front, libc::SIGCONT);
         }
     }
 
@@ -328,14 +432,14 @@ impl Tracer {
     }
 
     fn resume_with(&mut self, stopped: Stopped, signal: i32) -> Result<(), StopError> {
-        let pending = self
-            .threads
-            .get(&stopped.tid())
-            .is_some_and(|t| t.pending.is_some());
-        if pending {
+        let thread = self.threads.get(&stopped.tid());
+        if thread.is_some_and(|t| t.pending.is_some()) {
             return self.go(stopped, Resume::ToSyscall, signal);
         }
-        if self.lets_go() {
+        if self.is_free(stopped.tid()) {
+            if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
+                thread.let_go = true;
+            }
             return stopped.detach(signal);
         }
         let how = mechanism::idle(self.task.mechanism);
@@ -360,10 +464,30 @@ impl Tracer {
         }
     }
 
+    /// A thread that stands before a system call is let go. It is not detached there: the kernel would
+    /// mark it as having a signal (`ptrace_signal_wake_up`), and a call that sleeps would be broken off.
+    fn let_go_at_entry(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
+            thread.let_go = true;
+        }
+        self.go(stopped, Resume::Run, 0)
+    }
+
+    /// The thread is to be let go where it stops.
+    fn is_free(&self, tid: Tid) -> bool {
+        self.lets_go() || self.threads.get(&tid).is_some_and(|thread| thread.let_go)
+    }
+
     /// The window is closed, and nothing of ours is left in the target: its threads are let go as
     /// they stop.
     fn lets_go(&self) -> bool {
-        self.journal.is_none() && !mechanism::needs_exit_kill(self.task.mechanism)
+        matches!(self.window, Window::Leaving(_) | Window::Closed)
+            && !mechanism::binds(self.task.mechanism)
+    }
+
+    /// What threads do is written down, or will be.
+    fn is_recording(&self) -> bool {
+        self.journal.is_some() && !matches!(self.window, Window::Leaving(_) | Window::Closed)
     }
 
     /// The next place in the order of stops.

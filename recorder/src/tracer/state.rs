@@ -35,6 +35,10 @@ pub struct Thread {
     pub needs_registers: bool,
     /// Job control stopped it, which breaks its call off by itself, and no signal came since.
     pub was_stopped: bool,
+    /// Time that it spent standing still since that was last looked at, nanoseconds.
+    pub cost_ns: u64,
+    /// It is not followed, and let go at its next stop.
+    pub let_go: bool,
     /// To be put back at its first stop: its copy of what its maker's call was changed in.
     pub birth_fix: Option<Changed>,
 }
@@ -54,6 +58,8 @@ impl Thread {
             stack_wanted: FIRST_READ,
             needs_registers: false,
             was_stopped: false,
+            cost_ns: 0,
+            let_go: false,
             birth_fix: None,
         }
     }
@@ -63,6 +69,8 @@ impl Thread {
 pub enum Pending {
     /// A memory call, to be recorded.
     Memory(MemoryCall),
+    /// A memory call that began before the window was open.
+    Early,
     /// A `clone` or `clone3` whose flags were changed.
     Clone(Changed),
     /// A `ptrace` call that wants to trace.

@@ -1,4 +1,4 @@
-//! The window: how it opens, what is sampled in it, how it closes, and what comes after.
+//! The window: what is sampled in it, when it closes, and what is waited for then.
 //!
 //! After the window a seccomp target cannot be let go (its filter stays, and needs a tracer): the
 //! tracer goes on without recording until the last thread is gone, which is called *pass-through*.
@@ -6,19 +6,18 @@
 use std::time::Duration;
 
 use maptrail_tracelog::record::{
-    Body, Checkpoint, CheckpointReason, InFlight, Residency, SpaceEnd, Summary, WindowEnd,
+    Body, Checkpoint, CheckpointReason, InFlight, Residency, Vma, WindowEnd,
 };
 use maptrail_tracelog::types::{SpaceId, Tid};
 use rustc_hash::FxHashSet;
 
 use super::calls::MUNMAP;
+use super::leaving::Leaving;
+use super::opening::Opening;
 use super::state::Pending;
 use super::{Stopped, Tracer};
-use crate::front::Report;
-use crate::journal;
 use crate::proc;
 use crate::residency;
-use crate::unwind::Unwinder;
 
 /// How often the waiting tracer is woken to flush and to sample.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -28,16 +27,20 @@ const SAMPLE_TICKS: u64 = 2;
 /// How long a window that closes waits for calls in flight, nanoseconds.
 const PATIENCE_NS: u64 = 200_000_000;
 /// Longest look at the pages of one space that ends.
-const PAGES_BUDGET: Duration = Duration::from_millis(250);
+pub const PAGES_BUDGET: Duration = Duration::from_millis(250);
 
 /// Where the window stands.
 pub enum Window {
     /// The program has not started.
     Waiting,
+    /// Taking up the threads of a program that runs.
+    Opening(Opening),
     /// Recording.
     Open,
     /// Waiting for calls in flight before the last checkpoints.
     Closing(Closing),
+    /// The last checkpoints are taken; the log is being completed.
+    Leaving(Leaving),
     /// The log is complete.
     Closed,
 }
@@ -49,6 +52,17 @@ pub struct Closing {
     /// Spaces that wait for their calls in flight. Threads that arrive at a call in them are held.
     waiting: FxHashSet<SpaceId>,
     held: Vec<Stopped>,
+}
+
+impl Closing {
+    fn new(why: WindowEnd, since_ns: u64, waiting: FxHashSet<SpaceId>) -> Closing {
+        Closing {
+            why,
+            since_ns,
+            waiting,
+            held: Vec::new(),
+        }
+    }
 }
 
 impl Tracer {
@@ -67,10 +81,19 @@ impl Tracer {
         match &self.window {
             Window::Open => {
                 self.sample();
-                if self.task.window_ns.is_some_and(|length| now >= length) {
+                let open_ns = now.saturating_sub(self.opened_ns);
+                if self
+                    .task
+                    .limits
+                    .window_ns
+                    .is_some_and(|length| open_ns >= length)
+                {
                     self.close_window(WindowEnd::Time);
+                } else if let Some(which) = self.limit_reached() {
+                    self.close_window(WindowEnd::Limit(which));
                 }
             }
+            Window::Leaving(_) => self.complete_if_looked(),
             Window::Closing(closing) if now.saturating_sub(closing.since_ns) > PATIENCE_NS => {
                 self.finish_window();
             }
@@ -108,7 +131,7 @@ impl Tracer {
         }
     }
 
-    fn a_thread_of(&self, space: SpaceId) -> Option<Tid> {
+    pub(super) fn a_thread_of(&self, space: SpaceId) -> Option<Tid> {
         self.threads
             .iter()
             .find(|(_, t)| t.space == Some(space) && !t.exiting)
@@ -116,7 +139,7 @@ impl Tracer {
     }
 
     /// Memory calls of a space's threads that have not come back, or may not have.
-    fn calls_in_flight(&self, id: SpaceId) -> Vec<InFlight> {
+    pub(super) fn calls_in_flight(&self, id: SpaceId) -> Vec<InFlight> {
         self.threads
             .iter()
             .filter(|(_, t)| t.space == Some(id))
@@ -134,7 +157,7 @@ impl Tracer {
             .collect()
     }
 
-    /// Logs the kernel's maps of a space.
+    /// Logs the kernel's maps of a space, and returns them.
     pub(super) fn checkpoint(
         &mut self,
         tid: Tid,
@@ -142,15 +165,11 @@ impl Tracer {
         reason: CheckpointReason,
         in_flight: Vec<InFlight>,
         held_ns: u64,
-    ) {
-        let Some(space) = self.spaces.get(&id) else {
-            return;
-        };
-        let Ok(vmas) = space.maps.all(&mut self.files) else {
-            return;
-        };
+    ) -> Option<Vec<Vma>> {
+        let space = self.spaces.get(&id)?;
+        let vmas = space.maps.all(&mut self.files).ok()?;
         if vmas.is_empty() {
-            return;
+            return None;
         }
         if let Some(space) = self.spaces.get_mut(&id) {
             space.fresh.recounted(vmas.len());
@@ -163,36 +182,26 @@ impl Tracer {
         self.record(Body::Checkpoint(Checkpoint {
             space: id,
             reason,
-            vmas,
+            vmas: vmas.clone(),
             in_flight,
             held_ns,
         }));
+        Some(vmas)
     }
 
-    /// The last checkpoint of a space, and where its pages are.
-    pub(super) fn last_look(
-        &mut self,
-        tid: Tid,
-        id: SpaceId,
-        reason: CheckpointReason,
-        in_flight: Vec<InFlight>,
-        held_ns: u64,
-    ) {
+    /// The last checkpoint of a space that ends, and where its pages are.
+    pub(super) fn last_look(&mut self, tid: Tid, id: SpaceId) {
         if self.journal.is_none() {
             return;
         }
-        self.checkpoint(tid, id, reason, in_flight, held_ns);
+        let reason = CheckpointReason::SpaceEnd;
+        let vmas = self.checkpoint(tid, id, reason, Vec::new(), 0);
         if let Ok(sample) = residency::rss(tid) {
             self.record(Body::Rss(id, sample));
         }
-        if let Some(pages) = self.resident_pages(tid, id) {
+        if let Some(pages) = vmas.and_then(|vmas| resident_pages(tid, id, &vmas)) {
             self.record(Body::Residency(pages));
         }
-    }
-
-    fn resident_pages(&mut self, tid: Tid, id: SpaceId) -> Option<Residency> {
-        let vmas = self.spaces.get(&id)?.maps.all(&mut self.files).ok()?;
-        residency::pages(tid, id, &vmas, PAGES_BUDGET).ok()
     }
 
     /// The program has ended; its children may go on.
@@ -200,22 +209,17 @@ impl Tracer {
         self.close_window(WindowEnd::ProgramEnded);
     }
 
-    fn close_window(&mut self, why: WindowEnd) {
+    pub(super) fn close_window(&mut self, why: WindowEnd) {
         match self.window {
             Window::Open => {}
-            // The program never ran.
-            Window::Waiting => return self.finish_window(),
-            Window::Closing(_) | Window::Closed => return,
+            // The program never ran, or was never taken up.
+            Window::Waiting | Window::Opening(_) => return self.finish_window(),
+            Window::Closing(_) | Window::Leaving(_) | Window::Closed => return,
         }
         let busy = |id: &&SpaceId| self.spaces.get(id).is_some_and(|s| s.in_flight > 0);
         let waiting: FxHashSet<SpaceId> = self.spaces.keys().filter(busy).copied().collect();
         let done = waiting.is_empty();
-        self.window = Window::Closing(Closing {
-            why,
-            since_ns: self.now().0,
-            waiting,
-            held: Vec::new(),
-        });
+        self.window = Window::Closing(Closing::new(why, self.now().0, waiting));
         if done {
             self.finish_window();
         }
@@ -254,148 +258,35 @@ impl Tracer {
 
     /// The log cannot be written any more: the target goes on without it.
     pub(super) fn output_failed(&mut self, why: String) {
-        if !matches!(self.window, Window::Closed) {
+        if !matches!(self.window, Window::Leaving(_) | Window::Closed) {
             self.end_now(WindowEnd::Output(why));
         }
     }
 
-    /// Takes the last checkpoints and completes the log. No-op if that was done.
+    /// Takes the last checkpoints. No-op if that was done.
     pub(super) fn finish_window(&mut self) {
         match std::mem::replace(&mut self.window, Window::Waiting) {
             Window::Closing(closing) => {
                 let held_ns = self.now().0.saturating_sub(closing.since_ns);
-                self.end(closing.why, held_ns);
-                for stopped in closing.held {
-                    // A thread that died meanwhile needs nothing.
-                    let _ = self.resume(stopped);
-                }
+                self.end(closing.why, held_ns, closing.held);
             }
-            Window::Closed => self.window = Window::Closed,
-            Window::Waiting | Window::Open => self.end(WindowEnd::ProgramEnded, 0),
+            done @ (Window::Leaving(_) | Window::Closed) => self.window = done,
+            Window::Waiting | Window::Open => self.end(WindowEnd::ProgramEnded, 0, Vec::new()),
+            Window::Opening(opening) => self.end(WindowEnd::ProgramEnded, 0, opening.into_held()),
         }
     }
 
     fn end_now(&mut self, why: WindowEnd) {
-        match std::mem::replace(&mut self.window, Window::Waiting) {
-            Window::Closing(closing) => {
-                self.window = Window::Closing(Closing { why, ..closing });
-                self.finish_window();
-            }
-            _ => self.end(why, 0),
+        if let Window::Closing(closing) = &mut self.window {
+            closing.why = why;
+        } else {
+            self.window = Window::Closing(Closing::new(why, self.now().0, FxHashSet::default()));
         }
+        self.finish_window();
     }
+}
 
-    fn end(&mut self, why: WindowEnd, held_ns: u64) {
-        self.window = Window::Closed;
-        let in_calls: Vec<Tid> = self.threads.keys().copied().collect();
-        let spaces: Vec<SpaceId> = self.spaces.keys().copied().collect();
-        let in_flight: Vec<(SpaceId, Vec<InFlight>)> = spaces
-            .iter()
-            .map(|id| (*id, self.calls_in_flight(*id)))
-            .collect();
-        for tid in in_calls {
-            self.abandon_call(tid);
-        }
-        for (id, in_flight) in in_flight {
-            if let Some(tid) = self.a_thread_of(id) {
-                self.last_look(tid, id, CheckpointReason::WindowEnd, in_flight, held_ns);
-            }
-            self.define_bases(id);
-            let how = SpaceEnd::Window;
-            self.record(Body::SpaceEnd { space: id, how });
-        }
-        self.end_threads();
-        self.complete(why);
-        self.spaces.clear();
-        for thread in self.threads.values_mut() {
-            thread.space = None;
-        }
-        for (_, stayer) in std::mem::take(&mut self.staying) {
-            // There is nothing to stay for any more; a thread that died meanwhile needs nothing.
-            let _ = self.resume(stayer.stopped);
-        }
-    }
-
-    /// Threads go on, and nothing more is told of them.
-    fn end_threads(&mut self) {
-        let live: Vec<Tid> = self.threads.keys().copied().collect();
-        for tid in live {
-            self.ask_name(tid);
-            let thread = self.threads.get_mut(&tid).filter(|t| t.space.is_some());
-            if let Some(thread) = thread {
-                let (thread, name) = (thread.ix, std::mem::take(&mut thread.name));
-                self.record(Body::ThreadEnd {
-                    thread,
-                    status: None,
-                    name,
-                });
-            }
-        }
-    }
-
-    /// Writes the summary. The log is then on its way to the disk, and nobody waits for it.
-    fn complete(&mut self, why: WindowEnd) {
-        let Some(journal) = &self.journal else {
-            return;
-        };
-        let window_ns = journal.now().0;
-        let (events, lost) = journal.counts();
-        let uncovered = std::mem::take(&mut self.uncovered);
-        self.record(Body::Summary(Summary {
-            end: why.clone(),
-            events,
-            lost,
-            settled: self.stats.settled,
-            stops: self.stats.stops,
-            stopped_ns: self.stats.stopped_ns,
-            uncovered,
-        }));
-        let low_water = self.stamp();
-        let Some(journal) = self.journal.take() else {
-            return;
-        };
-        self.follower.stop();
-        let closing = journal.close(low_water, &mut self.stacks);
-        let report = Report {
-            events,
-            lost,
-            settled: self.stats.settled,
-            stops: self.stats.stops,
-            stopped_ns: self.stats.stopped_ns,
-            window_ns,
-            spaces: self.stats.spaces,
-            threads: self.stats.threads,
-            checkpoints: self.stats.checkpoints,
-            output_failure: match why {
-                WindowEnd::Output(why) => Some(why),
-                _ => None,
-            },
-            goes_on: !self.threads.is_empty(),
-        };
-        self.written = Some((closing, report));
-    }
-
-    /// Tells the front process once the log is written.
-    pub(super) fn report_if_written(&mut self) {
-        if let Some((closing, report)) = self.written.take_if(|(closing, _)| closing.is_done()) {
-            self.report(closing, report);
-        }
-    }
-
-    /// Waits for the log to be written. For when there is nobody left to serve.
-    pub(super) fn wait_for_log(&mut self) {
-        if let Some((closing, report)) = self.written.take() {
-            self.report(closing, report);
-        }
-    }
-
-    fn report(&mut self, closing: journal::Closing, mut report: Report) {
-        let (events, lost, failure) = closing.finish();
-        (report.events, report.lost) = (events, lost);
-        report.output_failure = failure.or(report.output_failure);
-        self.front.done(&report, self.unwinder.modules.files());
-        // What stacks were unwound with keeps files open.
-        self.unwinder = Unwinder::new();
-        self.rest_without_log();
-    }
+fn resident_pages(tid: Tid, id: SpaceId, vmas: &[Vma]) -> Option<Residency> {
+    let pagemap = residency::pagemap(tid).ok()?;
+    residency::pages(&pagemap, id, vmas, PAGES_BUDGET).ok()
 }

@@ -117,6 +117,16 @@ impl Modules {
             })
     }
 
+    /// Reads the tables of unwind information of all modules, which otherwise is done when the first
+    /// frame lies in one.
+    pub fn read_ahead(&self) {
+        for module in &self.modules {
+            if let Some(layout) = &module.layout {
+                module.cfi.get_or_init(|| Cfi::load(&module.source, layout));
+            }
+        }
+    }
+
     /// How many there are; also the last one's id.
     #[must_use]
     pub fn len(&self) -> usize {

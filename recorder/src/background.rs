@@ -1,0 +1,106 @@
+//! The tracer's process: what launch and attach have in common.
+//!
+//! It is a child of the process that the user started, in a session of its own: the terminal's signals
+//! do not reach it, and it can stay behind.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{self, AssertUnwindSafe};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use maptrail_tracelog::record::{Header, Mechanism};
+use maptrail_tracelog::types::PAGE;
+
+use crate::error::Error;
+use crate::front::ToFront;
+use crate::proc;
+use crate::sys::spawn;
+use crate::tracer::{self, Tracer};
+
+/// Whether recording is possible here at all.
+///
+/// # Errors
+/// [`Error::KernelTooOld`] and [`Error::NoProc`].
+pub fn check_machine() -> Result<(), Error> {
+    if let Some(kernel) = too_old() {
+        return Err(Error::KernelTooOld(kernel));
+    }
+    if !proc::is_ours() {
+        return Err(Error::NoProc);
+    }
+    Ok(())
+}
+
+/// The running kernel, if it is older than 5.3, which has no PTRACE_GET_SYSCALL_INFO.
+fn too_old() -> Option<String> {
+    let uname = nix::sys::utsname::uname().ok()?;
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse::<u32>().ok();
+    let version = (next()?, next()?);
+    (version < (5, 3)).then_some(release)
+}
+
+/// Makes this process the tracer's, begins by `begin`, and serves the target until it needs nobody.
+/// Keeps the descriptors in `keep` and the front's. `bound`: the target cannot live without a tracer.
+pub fn trace(
+    mut front: ToFront,
+    keep: &[RawFd],
+    bound: bool,
+    begin: impl FnOnce(&mut ToFront) -> Result<Tracer, String>,
+) -> ! {
+    let keep = [keep, &[front.as_raw_fd()]].concat();
+    if let Err(error) = spawn::become_background(&keep) {
+        front.refused(&format!("the recorder could not start: {error}"));
+        spawn::exit_now(1);
+    }
+    spawn::raise_limits();
+    let work = || match begin(&mut front) {
+        Ok(mut tracer) => tracer.run().map_err(|e| e.to_string()),
+        Err(cause) => {
+            front.refused(&cause);
+            Ok(())
+        }
+    };
+    // A fault of ours must not end the target.
+    let failure = match panic::catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(())) => spawn::exit_now(0),
+        Ok(Err(cause)) => cause,
+        Err(_) => "an internal error".into(),
+    };
+    front.note(&format!(
+        "the recorder failed ({failure}); the program goes on, and the log ends here"
+    ));
+    drop(front);
+    if bound {
+        tracer::pass_through();
+    }
+    // The kernel lets go of all others.
+    spawn::exit_now(1)
+}
+
+/// The head of a log that begins now.
+#[must_use]
+pub fn header(command: Vec<String>, mechanism: Mechanism, monotonic_start_ns: u64) -> Header {
+    let (host, kernel) = nix::sys::utsname::uname().map_or_else(
+        |_| (String::new(), String::new()),
+        |u| {
+            let text = |s: &OsStr| s.to_string_lossy().into_owned();
+            let kernel = format!("{} {}", text(u.release()), text(u.version()));
+            (text(u.nodename()), kernel)
+        },
+    );
+    let since_epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Header {
+        writer: env!("CARGO_PKG_VERSION").into(),
+        host,
+        kernel,
+        command,
+        mechanism,
+        wall_start_ns: since_epoch.as_nanos() as u64,
+        monotonic_start_ns,
+        page_size: PAGE as u32,
+    }
+}

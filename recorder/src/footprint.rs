@@ -1,0 +1,33 @@
+//! What the recorder itself takes of the machine, and how it steps back when memory is short.
+
+use std::fs;
+
+use maptrail_tracelog::record::Footprint;
+use maptrail_tracelog::types::PAGE;
+
+use crate::sys::usage;
+
+/// More memory than this the recorder of a running program never takes, bytes: its window is closed.
+pub const MOST_MEMORY: u64 = 512 << 20;
+
+/// When memory is short the kernel shall end this process before any other. Raising one's own score
+/// needs no right.
+pub fn be_first_to_go() {
+    // Where /proc is read-only the kernel decides by size, and the recorder is small.
+    let _ = fs::write("/proc/self/oom_score_adj", "1000");
+}
+
+/// What this process took so far.
+#[must_use]
+pub fn so_far() -> Footprint {
+    let (peak_rss, cpu_ns) = usage::of_this_process();
+    Footprint { peak_rss, cpu_ns }
+}
+
+/// Memory of this process in RAM, bytes; 0 if nobody tells.
+#[must_use]
+pub fn memory_now() -> u64 {
+    let text = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = text.split_whitespace().nth(1).and_then(|n| n.parse().ok());
+    pages.unwrap_or(0u64).saturating_mul(PAGE)
+}

@@ -1,0 +1,31 @@
+//! Being asked to end: SIGTERM, SIGINT and SIGHUP, and the death of the process that started this one.
+
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_signal(_: libc::c_int) {
+    ASKED.store(true, Ordering::Relaxed);
+}
+
+/// From now on these signals end nothing by themselves: they interrupt a blocking call of this thread's
+/// process, and [`asked`] is true.
+pub fn listen() {
+    // SAFETY: an all-zero sigaction is valid; the handler stores one flag. prctl takes integers.
+    unsafe {
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        action.sa_sigaction = on_signal as *const () as usize;
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::sigaction(signal, &raw const action, ptr::null_mut());
+        }
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+    }
+}
+
+/// Whether somebody asked.
+#[must_use]
+pub fn asked() -> bool {
+    ASKED.load(Ordering::Relaxed)
+}

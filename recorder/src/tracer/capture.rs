@@ -1,0 +1,281 @@
+//! Taking up threads that run already, without harm.
+//!
+//! A thread that is seized goes on as it did: under `syscall` it must stop once before it stops at its
+//! calls. A stop for which nobody interrupts it does (a signal, a new thread); else it is interrupted,
+//! but only where that breaks nothing off that cannot be made good (see [`interruption`]). A thread is
+//! looked at, left alone, and looked at again: one that slept all the while is not about to begin a
+//! transfer, and one that was seen in transfers is waited for with more patience. What cannot be taken
+//! up yet is tried again as long as the window is open.
+
+use maptrail_tracelog::types::Tid;
+use rustc_hash::FxHashMap;
+
+use super::interruption::{self, Harm};
+use super::{StopError, Stopped, Tracer};
+use crate::proc::{self, Doing, Turns};
+use crate::sys::ptrace;
+use crate::sys::timer;
+use crate::sys::wait::{self, Event};
+
+/// In so many looks in a row a thread must have run before it is interrupted on the run: one that is
+/// copying a transfer's data would have slept in some.
+const RUNNING: u32 = 20;
+/// The same for one that was seen in a transfer: it computes by now.
+const RUNNING_AFTER_TRANSFER: u32 = 100;
+/// In so many looks in a row a thread must have slept on.
+const SLEPT: u32 = 2;
+/// The same for one that was seen in a transfer.
+const SLEPT_AFTER_TRANSFER: u32 = 8;
+/// After so many looks a thread that wakes between any two of them is interrupted in its sleep all the
+/// same, unless it was seen in a transfer.
+const RESTLESS: u32 = 30;
+/// How long an interrupted thread whose call must be made good is waited for at once, nanoseconds.
+const AT_ONCE_NS: u64 = 1_000_000;
+
+/// Threads that are seized and do not stop at their calls yet.
+#[derive(Default)]
+pub struct Capture {
+    waiting: FxHashMap<Tid, Waiting>,
+}
+
+/// What was seen of one of them.
+#[derive(Default)]
+struct Waiting {
+    looks: u32,
+    /// Looks in a row at which it ran.
+    running: u32,
+    /// It was seen in a call that must not be broken off: which.
+    transfer: Option<u64>,
+    /// It slept in this call, and had so many turns, at the last look.
+    asleep: Option<(u64, Option<Turns>)>,
+    /// Looks in a row at which it slept, without having woken in between.
+    slept: u32,
+    interrupted: bool,
+}
+
+/// What to do with a thread after a look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Interrupt(Harm),
+    Wait,
+}
+
+impl Waiting {
+    fn look(&mut self, doing: Doing, turns: Option<Turns>, harm: impl FnOnce() -> Harm) -> Verdict {
+        self.looks = self.looks.saturating_add(1);
+        let Doing::Call { number, .. } = doing else {
+            self.asleep = None;
+            self.running = self.running.saturating_add(1);
+            return match self.running >= self.patience(RUNNING, RUNNING_AFTER_TRANSFER) {
+                true => Verdict::Interrupt(Harm::None),
+                false => Verdict::Wait,
+            };
+        };
+        self.running = 0;
+        let sleeps_on = self.asleep == Some((number, turns));
+        self.slept = if sleeps_on {
+            self.slept.saturating_add(1)
+        } else {
+            1
+        };
+        self.asleep = Some((number, turns));
+        let harm = harm();
+        if harm == Harm::Perhaps {
+            self.transfer = Some(number);
+            return Verdict::Wait;
+        }
+        let restless = self.looks > RESTLESS && self.transfer.is_none();
+        match restless || self.slept >= self.patience(SLEPT, SLEPT_AFTER_TRANSFER) {
+            true => Verdict::Interrupt(harm),
+            false => Verdict::Wait,
+        }
+    }
+
+    fn patience(&self, usual: u32, after_transfer: u32) -> u32 {
+        match self.transfer {
+            None => usual,
+            Some(_) => after_transfer,
+        }
+    }
+}
+
+impl Capture {
+    /// A thread was seized.
+    pub fn begin(&mut self, tid: Tid) {
+        self.waiting.insert(tid, Waiting::default());
+    }
+
+    /// A thread stopped, or is gone. True if it was waited for.
+    pub fn end(&mut self, tid: Tid) -> bool {
+        self.waiting.remove(&tid).is_some()
+    }
+
+    fn look(&mut self, tid: Tid) -> Verdict {
+        let waiting = self.waiting.get_mut(&tid).filter(|w| !w.interrupted);
+        // A thread that is gone is told of by itself.
+        let (Some(waiting), Some(doing)) = (waiting, proc::doing(tid)) else {
+            return Verdict::Wait;
+        };
+        let harm = || match doing {
+            Doing::Call { number, args } => {
+                interruption::harm(number, &args, |fd| proc::descriptor(tid, fd))
+            }
+            Doing::Runs | Doing::Nothing => Harm::None,
+        };
+        waiting.look(doing, proc::turns(tid), harm)
+    }
+
+    /// Whether it is waited for.
+    #[must_use]
+    pub fn awaits(&self, tid: Tid) -> bool {
+        self.waiting.contains_key(&tid)
+    }
+
+    /// Nobody is waited for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Those that are waited for, and the call that kept us from interrupting each.
+    pub fn left(&self) -> impl Iterator<Item = (Tid, Option<u64>)> {
+        self.waiting.iter().map(|(tid, w)| (*tid, w.transfer))
+    }
+}
+
+impl Tracer {
+    /// Looks at all threads that are not taken up yet, and interrupts those that may be. One whose call
+    /// must be made good is served at once: if this process died between the interrupt and the repair, it
+    /// would see EINTR.
+    pub(super) fn capture(&mut self) -> std::io::Result<()> {
+        let tids: Vec<Tid> = self.capture.waiting.keys().copied().collect();
+        for tid in tids {
+            let Verdict::Interrupt(harm) = self.capture.look(tid) else {
+                continue;
+            };
+            if self.interrupt(tid) && harm == Harm::Undone {
+                self.serve_at_once(tid)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn interrupt(&mut self, tid: Tid) -> bool {
+        // Refused if it is gone, which is told of by itself.
+        let done = ptrace::interrupt(tid).is_ok();
+        if done && let Some(waiting) = self.capture.waiting.get_mut(&tid) {
+            waiting.interrupted = true;
+        }
+        done
+    }
+
+    /// Serves the stop of one thread as soon as it comes.
+    fn serve_at_once(&mut self, tid: Tid) -> std::io::Result<()> {
+        let begin = timer::monotonic_ns();
+        loop {
+            match wait::now(tid)? {
+                Event::Stopped(stopped, stop) => {
+                    self.serve(stopped, stop);
+                    // Not shown again only when it is resumed; and nobody is to wait for the others here.
+                    self.go_all();
+                    return Ok(());
+                }
+                Event::Ended(tid, status) => {
+                    self.thread_ended(tid, status);
+                    return Ok(());
+                }
+                _ if timer::monotonic_ns() - begin > AT_ONCE_NS => return Ok(()),
+                _ => std::thread::yield_now(),
+            }
+        }
+    }
+
+    /// A thread stopped for our interrupt, or for something else: from here on it stops at its calls.
+    pub(super) fn captured(&mut self, stopped: &Stopped) -> Result<(), StopError> {
+        let tid = stopped.tid();
+        let interrupted = self
+            .capture
+            .waiting
+            .get(&tid)
+            .is_some_and(|waiting| waiting.interrupted);
+        if self.capture.end(tid) {
+            self.untraced_ends(tid);
+        }
+        if interrupted {
+            interruption::undo(stopped)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeps(number: u64) -> Doing {
+        Doing::Call {
+            number,
+            args: [0; 6],
+        }
+    }
+
+    fn turns(turns: u64) -> Option<Turns> {
+        Some(Turns { ran_ns: 0, turns })
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_on_is_interrupted() {
+        let mut waiting = Waiting::default();
+        assert_eq!(
+            waiting.look(sleeps(232), turns(5), || Harm::Undone),
+            Verdict::Wait
+        );
+        assert_eq!(
+            waiting.look(sleeps(232), turns(5), || Harm::Undone),
+            Verdict::Interrupt(Harm::Undone)
+        );
+    }
+
+    #[test]
+    fn a_thread_in_a_transfer_never_is() {
+        let mut waiting = Waiting::default();
+        for _ in 0..1000 {
+            let verdict = waiting.look(sleeps(1), turns(1), || Harm::Perhaps);
+            assert_eq!(verdict, Verdict::Wait);
+        }
+    }
+
+    #[test]
+    fn a_thread_between_transfers_is_waited_for_with_patience() {
+        let mut waiting = Waiting::default();
+        waiting.look(sleeps(1), turns(0), || Harm::Perhaps);
+        for n in 1..RUNNING_AFTER_TRANSFER {
+            let verdict = waiting.look(Doing::Runs, turns(n.into()), || Harm::None);
+            assert_eq!(verdict, Verdict::Wait, "look {n}");
+        }
+        let mut restless = Waiting::default();
+        restless.look(sleeps(1), turns(0), || Harm::Perhaps);
+        for n in 1..1000 {
+            let verdict = restless.look(sleeps(35), turns(n), || Harm::None);
+            assert_eq!(verdict, Verdict::Wait, "look {n}");
+        }
+    }
+
+    #[test]
+    fn a_thread_that_computes_is_interrupted() {
+        let mut waiting = Waiting::default();
+        let verdict = (0..RUNNING)
+            .map(|n| waiting.look(Doing::Runs, turns(n.into()), || Harm::None))
+            .next_back();
+        assert_eq!(verdict, Some(Verdict::Interrupt(Harm::None)));
+    }
+
+    #[test]
+    fn a_restless_thread_is_interrupted_in_the_end() {
+        let mut waiting = Waiting::default();
+        let verdict = (0..=RESTLESS)
+            .map(|n| waiting.look(sleeps(35), turns(n.into()), || Harm::None))
+            .next_back();
+        assert_eq!(verdict, Some(Verdict::Interrupt(Harm::None)));
+    }
+}

@@ -1,0 +1,254 @@
+//! Closing the window: the last checkpoints, and the log's end.
+//!
+//! The last checkpoints are all that threads may be held for. Then they are let go (or, where a filter
+//! stays in the target, served without being recorded), and only then, beside that, the pages in RAM are
+//! looked at and the log is completed.
+
+use std::fs::File;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::thread;
+use std::time::Duration;
+
+use maptrail_tracelog::record::{
+    Body, CheckpointReason, InFlight, Residency, SpaceEnd, Summary, Vma, WindowEnd,
+};
+use maptrail_tracelog::types::{SpaceId, Tid};
+
+use super::window::{PAGES_BUDGET, Window};
+use super::{Stopped, Tracer};
+use crate::footprint;
+use crate::front::Report;
+use crate::journal;
+use crate::residency;
+use crate::sys::{spawn, timer};
+use crate::unwind::Unwinder;
+
+/// How often threads are looked at that are not let go yet.
+const LEAVING_TICK: Duration = Duration::from_millis(10);
+
+/// A window whose last checkpoints were taken.
+pub struct Leaving {
+    why: WindowEnd,
+    /// Length of the window, nanoseconds.
+    window_ns: u64,
+    pages: Receiver<Residency>,
+}
+
+/// The pages of a space, to be looked at.
+struct Look {
+    space: SpaceId,
+    pagemap: File,
+    vmas: Vec<Vma>,
+}
+
+impl Tracer {
+    /// Takes the last checkpoints and lets `held` go. The log is completed beside that.
+    pub(super) fn end(&mut self, why: WindowEnd, held_ns: u64, held: Vec<Stopped>) {
+        // No call is recorded from here on.
+        let (to_us, pages) = channel();
+        let window_ns = self.now().0;
+        self.tell_of_the_left();
+        self.all_untraced_end();
+        let spaces: Vec<SpaceId> = self.spaces.keys().copied().collect();
+        let in_flight: Vec<(SpaceId, Vec<InFlight>)> = spaces
+            .iter()
+            .map(|id| (*id, self.calls_in_flight(*id)))
+            .collect();
+        let tids: Vec<Tid> = self.threads.keys().copied().collect();
+        for tid in tids {
+            self.abandon_call(tid);
+        }
+        let mut looks = Vec::new();
+        for (id, in_flight) in in_flight {
+            if let Some(tid) = self.a_thread_of(id) {
+                looks.extend(self.last_checkpoint(tid, id, in_flight, held_ns));
+            }
+            self.define_bases(id);
+            let how = SpaceEnd::Window;
+            self.record(Body::SpaceEnd { space: id, how });
+        }
+        self.window = Window::Leaving(Leaving {
+            why,
+            window_ns,
+            pages,
+        });
+        self.let_all_go(held);
+        self.end_threads();
+        self.spaces.clear();
+        let look = move || {
+            timer::block_signals_in_this_thread();
+            for look in looks {
+                let found = residency::pages(&look.pagemap, look.space, &look.vmas, PAGES_BUDGET);
+                if let Ok(found) = found {
+                    // The tracer may have failed meanwhile, and then nobody hears it.
+                    let _ = to_us.send(found);
+                }
+            }
+            drop(to_us);
+            // The tracer waits for stops.
+            spawn::wake_self();
+        };
+        // Without it the log says that nobody looked.
+        let _ = thread::Builder::new()
+            .name("maptrail-pages".into())
+            .spawn(look);
+        self.complete_if_looked();
+    }
+
+    /// The last checkpoint of a space that goes on.
+    fn last_checkpoint(
+        &mut self,
+        tid: Tid,
+        id: SpaceId,
+        in_flight: Vec<InFlight>,
+        held_ns: u64,
+    ) -> Option<Look> {
+        let vmas = self.checkpoint(tid, id, CheckpointReason::WindowEnd, in_flight, held_ns)?;
+        if let Ok(sample) = residency::rss(tid) {
+            self.record(Body::Rss(id, sample));
+        }
+        let pagemap = residency::pagemap(tid).ok()?;
+        Some(Look {
+            space: id,
+            pagemap,
+            vmas,
+        })
+    }
+
+    /// Nobody is held any more, for whatever reason.
+    fn let_all_go(&mut self, held: Vec<Stopped>) {
+        let mut all = held;
+        all.extend(self.staying.drain().map(|(_, stayer)| stayer.stopped));
+        if self.lets_go() {
+            all.extend(self.newborn.drain().map(|(_, newborn)| newborn.stopped));
+        }
+        for stopped in all {
+            // A thread that died meanwhile needs nothing.
+            let _ = self.resume(stopped);
+        }
+        self.go_all();
+    }
+
+    /// Threads go on, and nothing more is told of them.
+    fn end_threads(&mut self) {
+        let live: Vec<Tid> = self.threads.keys().copied().collect();
+        for tid in live {
+            self.ask_name(tid);
+            let thread = self.threads.get_mut(&tid).filter(|t| t.space.is_some());
+            if let Some(thread) = thread {
+                thread.space = None;
+                let (thread, name) = (thread.ix, std::mem::take(&mut thread.name));
+                self.record(Body::ThreadEnd {
+                    thread,
+                    status: None,
+                    name,
+                });
+            }
+        }
+    }
+
+    /// Completes the log once the last pages are looked at.
+    pub(super) fn complete_if_looked(&mut self) {
+        let Window::Leaving(leaving) = &self.window else {
+            return;
+        };
+        match leaving.pages.try_recv() {
+            Ok(found) => {
+                self.record(Body::Residency(found));
+                self.complete_if_looked();
+            }
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => self.complete(),
+        }
+    }
+
+    /// Waits for that. For when there is nobody left to serve.
+    pub(super) fn complete_now(&mut self) {
+        while let Window::Leaving(leaving) = &self.window {
+            match leaving.pages.recv() {
+                Ok(found) => self.record(Body::Residency(found)),
+                Err(_) => self.complete(),
+            }
+        }
+    }
+
+    /// Writes the summary. The log is then on its way to the disk, and nobody waits for it.
+    fn complete(&mut self) {
+        let Window::Leaving(Leaving { why, window_ns, .. }) =
+            std::mem::replace(&mut self.window, Window::Closed)
+        else {
+            return;
+        };
+        let Some(journal) = &self.journal else {
+            return;
+        };
+        let (events, lost) = journal.counts();
+        let uncovered = std::mem::take(&mut self.uncovered);
+        let footprint = footprint::so_far();
+        self.record(Body::Footprint(footprint));
+        self.record(Body::Summary(Summary {
+            end: why.clone(),
+            events,
+            lost,
+            settled: self.stats.settled,
+            stops: self.stats.stops,
+            stopped_ns: self.stats.stopped_ns,
+            uncovered,
+        }));
+        let low_water = self.stamp();
+        let Some(journal) = self.journal.take() else {
+            return;
+        };
+        self.follower.stop();
+        let closing = journal.close(low_water, &mut self.stacks);
+        let report = Report {
+            events,
+            lost,
+            settled: self.stats.settled,
+            stops: self.stats.stops,
+            stopped_ns: self.stats.stopped_ns,
+            window_ns,
+            spaces: self.stats.spaces,
+            threads: self.stats.threads,
+            checkpoints: self.stats.checkpoints,
+            output_failure: match &why {
+                WindowEnd::Output(why) => Some(why.clone()),
+                _ => None,
+            },
+            limit: match why {
+                WindowEnd::Limit(which) => Some(which),
+                _ => None,
+            },
+            goes_on: !self.threads.is_empty(),
+        };
+        self.written = Some((closing, report));
+    }
+
+    /// Tells the front process once the log is written.
+    pub(super) fn report_if_written(&mut self) {
+        if let Some((closing, report)) = self.written.take_if(|(closing, _)| closing.is_done()) {
+            self.report(closing, report);
+        }
+    }
+
+    /// Waits for the log to be written. For when there is nobody left to serve.
+    pub(super) fn wait_for_log(&mut self) {
+        if let Some((closing, report)) = self.written.take() {
+            self.report(closing, report);
+        }
+    }
+
+    fn report(&mut self, closing: journal::Closing, mut report: Report) {
+        let (events, lost, failure) = closing.finish();
+        (report.events, report.lost) = (events, lost);
+        report.output_failure = failure.or(report.output_failure);
+        self.front.done(&report, self.unwinder.modules.files());
+        // What stacks were unwound with keeps files open.
+        self.unwinder = Unwinder::new();
+        match self.task.attached {
+            // The rest is let go soon; see `is_done`.
+            Some(_) => drop(timer::start(LEAVING_TICK)),
+            None => self.rest_without_log(),
+        }
+    }
+}

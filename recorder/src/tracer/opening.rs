@@ -1,0 +1,226 @@
+//! Opens the window on a program that runs already.
+//!
+//! First every chosen thread is seized and taken up (see [`super::capture`]), while all of them go on;
+//! memory calls are let through unrecorded. When all are taken up, or those that are left need more
+//! patience, threads are held as they arrive at a memory call until the calls under way are over. Then
+//! the kernel's maps are the truth to start from, and everything after is recorded.
+
+use std::io;
+use std::time::Duration;
+
+use maptrail_tracelog::record::{NotTraced, Origin};
+use maptrail_tracelog::types::{Pid, SpaceId, Tid};
+
+use super::state::{Pending, Thread};
+use super::window::{TICK, Window};
+use super::{StopError, Stopped, ThreadIx, Tracer};
+use crate::code::Source;
+use crate::maps::Maps;
+use crate::mechanism;
+use crate::proc;
+use crate::sys::{ptrace, timer, wait};
+use crate::unwind::AddressMap;
+
+/// How often threads that are not taken up yet are looked at while the window opens.
+pub const OPENING_TICK: Duration = Duration::from_millis(1);
+/// How long the window waits for threads that cannot be taken up at once, nanoseconds.
+const PATIENCE_NS: u64 = 300_000_000;
+/// How long threads are held for calls of others that are under way, nanoseconds.
+const HELD_NS: u64 = 50_000_000;
+
+/// A window that opens.
+pub struct Opening {
+    since_ns: u64,
+    /// Since when threads that arrive at a memory call are held; `None` while they are taken up.
+    gathered_ns: Option<u64>,
+    held: Vec<Stopped>,
+}
+
+impl Opening {
+    /// Those that are held.
+    pub fn into_held(self) -> Vec<Stopped> {
+        self.held
+    }
+}
+
+impl Tracer {
+    /// Opens the files that a running program's code comes from, and reads how to unwind in them, before
+    /// any thread stops for that.
+    pub fn learn_code(&mut self, pid: Pid) {
+        let maps = proc::threads_of(pid).into_iter().find_map(|tid| {
+            let maps = Maps::new(proc::open_maps(tid).ok()?);
+            Some((tid, maps.all(&mut self.files).ok()?))
+        });
+        let Some((tid, vmas)) = maps else { return };
+        let source = Source { tid, fd: None };
+        let mut nowhere = AddressMap::new();
+        let modules = &mut self.unwinder.modules;
+        for vma in vmas.iter().filter(|vma| vma.perms.executable()) {
+            self.code
+                .add(modules, &mut nowhere, source, vma, &self.files);
+        }
+        modules.read_ahead();
+    }
+
+    /// Begins to trace the chosen threads of a program that runs. None of them is stopped by that.
+    ///
+    /// # Errors
+    /// What the kernel said of the first thread, if it refused that one.
+    pub fn begin_opening(&mut self) -> Result<(), (Tid, io::Error)> {
+        self.seize_chosen()?;
+        self.window = Window::Opening(Opening {
+            since_ns: timer::monotonic_ns(),
+            gathered_ns: None,
+            held: Vec::new(),
+        });
+        Ok(())
+    }
+
+    /// Seizes all chosen threads that are not traced yet, until no new one appears. Threads that are
+    /// made meanwhile by a seized one are traced by themselves.
+    pub(super) fn seize_chosen(&mut self) -> Result<(), (Tid, io::Error)> {
+        let Some(attached) = &self.task.attached else {
+            return Ok(());
+        };
+        let tracing = mechanism::tracing(self.task.mechanism, self.task.follow_forks);
+        let root = self.task.root;
+        let me = Pid(std::process::id());
+        loop {
+            let strangers = proc::threads_of(root).into_iter().filter(|tid| {
+                !self.threads.contains_key(tid)
+                    && !self.refused.contains(tid)
+                    && attached.choice.takes(*tid, &proc::comm(*tid))
+            });
+            let strangers: Vec<Tid> = strangers.collect();
+            let mut found = false;
+            for tid in strangers {
+                match ptrace::seize(tid, tracing) {
+                    Ok(()) => {
+                        found = true;
+                        let thread = Thread::new(ThreadIx(u32::MAX), root, None);
+                        self.threads.insert(tid, thread);
+                        self.capture.begin(tid);
+                    }
+                    // Dead, or made by one that is traced: its first stop tells of it.
+                    Err(_) if proc::is_dead(tid) || proc::tracer_of(tid) == Some(me) => {}
+                    Err(error) if self.threads.is_empty() => return Err((tid, error)),
+                    Err(_) => {
+                        self.refused.insert(tid);
+                    }
+                }
+            }
+            if !found {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Goes on with the opening.
+    pub(super) fn advance_opening(&mut self) {
+        let now = timer::monotonic_ns();
+        let Window::Opening(opening) = &mut self.window else {
+            return;
+        };
+        match opening.gathered_ns {
+            None if self.capture.is_empty() || now - opening.since_ns > PATIENCE_NS => {
+                opening.gathered_ns = Some(now);
+            }
+            None => return,
+            Some(_) => {}
+        }
+        let since = opening.gathered_ns.unwrap_or(now);
+        let early = |thread: &Thread| matches!(thread.pending, Some(Pending::Early));
+        if now - since > HELD_NS || !self.threads.values().any(early) {
+            self.open_window();
+        }
+    }
+
+    /// A thread arrives at a memory call before the window is open.
+    pub(super) fn early_call(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        match &mut self.window {
+            Window::Opening(opening) if opening.gathered_ns.is_some() => {
+                // A stop of a system call carries no signal.
+                let _ = wait::take(&stopped);
+                opening.held.push(stopped);
+                return Ok(());
+            }
+            Window::Opening(_) => {
+                if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
+                    thread.pending = Some(Pending::Early);
+                }
+            }
+            _ => {}
+        }
+        self.resume(stopped)
+    }
+
+    fn open_window(&mut self) {
+        let Window::Opening(opening) = std::mem::replace(&mut self.window, Window::Open) else {
+            return;
+        };
+        let mut tids: Vec<Tid> = self.threads.keys().copied().collect();
+        tids.sort_unstable();
+        let mut spaces: Vec<(Tid, SpaceId)> = Vec::new();
+        for tid in tids {
+            self.enter(tid, &mut spaces);
+        }
+        if spaces.is_empty() {
+            self.window = Window::Closed;
+            self.journal = None;
+            let why = "its maps cannot be read, or it ended at this moment".to_owned();
+            self.front.refused(&why);
+        } else {
+            self.opened_ns = self.now().0;
+            self.find_untraced();
+            self.tell_of_opening();
+        }
+        // A failure costs a wake-up now and then.
+        let _ = timer::start(TICK);
+        for stopped in opening.held {
+            let outcome = self.at_call(stopped);
+            self.served(outcome);
+        }
+    }
+
+    /// A thread takes part from here on; its space is entered with the first of its threads.
+    fn enter(&mut self, tid: Tid, spaces: &mut Vec<(Tid, SpaceId)>) {
+        let Some(pid) = self.threads.get(&tid).map(|thread| thread.pid) else {
+            return;
+        };
+        let same = |other: Tid| {
+            let of_process = self.threads.get(&other).is_some_and(|t| t.pid == pid);
+            of_process || ptrace::same_space(other, tid) == Some(true)
+        };
+        let known = spaces.iter().find(|(other, _)| same(*other));
+        let space = match known.map(|(_, space)| *space) {
+            Some(space) => {
+                if let Some(space) = self.spaces.get_mut(&space) {
+                    space.threads += 1;
+                }
+                Some(space)
+            }
+            None => self.new_space(tid, pid, Origin::Attach, AddressMap::new()),
+        };
+        let Some(space) = space else { return };
+        spaces.push((tid, space));
+        self.begin_thread(tid, space);
+        let Some(thread) = self.threads.get(&tid) else {
+            return;
+        };
+        if self.capture.awaits(tid) || matches!(thread.pending, Some(Pending::Early)) {
+            self.untraced_begins(tid, space, NotTraced::Late);
+        }
+    }
+
+    fn tell_of_opening(&mut self) {
+        let root = self.task.root;
+        let name = proc::comm(Tid(root.0));
+        let threads = self.threads.values().filter(|t| t.space.is_some()).count();
+        let threads = match threads {
+            1 => "1 thread".to_owned(),
+            n => format!("{n} threads"),
+        };
+        self.front
+            .started(&format!("recording {name} (pid {root}, {threads})"));
+    }
+}
