@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{ColorChoice, Parser, Subcommand};
 
-use crate::commands::{events, info, leaks, maps, record, timeline, verify, who};
+use crate::commands::{attach, events, info, leaks, maps, record, timeline, verify, who};
 use crate::output::Output;
 
 /// Finds memory that a program maps and never gives back.
@@ -28,6 +28,7 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   maptrail record -o run.maptrail -- ./server --port 80   run a program and record it
+  maptrail attach 4711 --for 60s -o run.maptrail          record a running process for a minute
   maptrail leaks run.maptrail                             what it holds, and who mapped it
   maptrail who run.maptrail 0x7f2a10000000                the life of one address
   maptrail maps run.maptrail --at -5s                     the address space 5 s before the end
@@ -36,7 +37,7 @@ Exit codes:
   0          fine
   1          `verify` found drift
   2          wrong usage, no permission, or a file that is no log
-  86         `record`, `leaks`: a check of --fail-on or --fail-over failed
+  86         `record`, `attach`, `leaks`: a check of --fail-on or --fail-over failed
   126, 127   `record`: the program cannot be executed, or does not exist
   128+N      `record`: signal N ended the program
   others     `record` hands on the program's own exit code";
@@ -44,6 +45,7 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 enum Command {
     Record(record::Args),
+    Attach(attach::Args),
     Leaks(leaks::Args),
     Maps(maps::Args),
     Timeline(timeline::Args),
@@ -62,6 +64,7 @@ impl Cli {
         let mut output = Output::new(self.color);
         match self.command {
             Command::Record(args) => args.run(),
+            Command::Attach(args) => args.run(),
             Command::Leaks(args) => args.run(&mut output),
             Command::Maps(args) => args.run(&mut output),
             Command::Timeline(args) => args.run(&mut output),

@@ -7,6 +7,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod attach_refused;
 mod bad_input;
 mod events;
 mod exact;
