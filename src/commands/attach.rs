@@ -108,10 +108,11 @@ impl Args {
             names: self.thread_names,
         };
         // Before the log is made: a process that is refused leaves none.
-        choice.check(&Target::look(pid)?)?;
+        let target = Target::look(pid)?;
+        choice.check(&target)?;
         let recording = place.fill(|log| {
             let options = AttachOptions {
-                pid,
+                target,
                 log,
                 log_is_stdout: place.is_stdout(),
                 choice,

@@ -273,6 +273,9 @@ impl Tracer {
         }
         if asked::asked() {
             self.close_window(WindowEnd::Asked);
+        } else if asked::was_stopped() {
+            let why = "the recorder was stopped, and continued by its guard or by somebody";
+            self.close_window(WindowEnd::Limit(why.into()));
         }
         Ok(())
     }
