@@ -5,6 +5,7 @@ use maptrail_tracelog::record::{Body, CallEvent, Look, LookCause, Mechanism, Out
 use maptrail_tracelog::types::{Addr, Perms, Range, SpaceId, StackId, Stamp, Tid};
 
 use super::decode::{self, Wanted};
+use super::interruption;
 use super::state::{Changed, EVERYWHERE, MemoryCall, Pending, Unseen};
 use super::{MemoryOf, Tracer};
 use crate::code::Source;
@@ -66,6 +67,7 @@ impl Tracer {
         let Some(thread) = self.threads.get_mut(&tid) else {
             return self.resume(stopped);
         };
+        thread.undone = false;
         // A call that never showed its exit cannot be completed any more.
         if let Some(Pending::Memory(call)) = thread.pending.take() {
             self.unfinished(tid, call);
@@ -183,6 +185,12 @@ impl Tracer {
             Some(Pending::Clone(changed)) => changed.put_back(&stopped)?,
             Some(Pending::Ptrace) => self.ptrace_exit(tid, value),
             Some(Pending::Early) => self.untraced_ends(tid),
+            None if value == -i64::from(libc::EINTR) => {
+                interruption::undo(&stopped)?;
+                if let Some(thread) = self.threads.get_mut(&tid) {
+                    thread.undone = true;
+                }
+            }
             None => {}
         }
         self.resume(stopped)

@@ -7,8 +7,9 @@
 //! nobody can make that good: so nobody interrupts a thread in one.
 //!
 //! Signals that the program ignores are the same case: the kernel does not even wake a thread for them,
-//! unless the thread is traced. (A stop by job control breaks calls off in an untraced program, too, and
-//! the SIGCONT after it is no reason to undo that.)
+//! unless the thread is traced. Where a tracer sees the exits of all calls it undoes every interruption
+//! there: another thread may take the signal, and then no stop for it follows. (A stop by job control
+//! breaks calls off in an untraced program, too: that is put back.)
 
 use maptrail_tracelog::calls::{Abi, X32_BIT};
 
@@ -45,8 +46,8 @@ pub fn undo_if_ignored(stopped: &Stopped, signal: i32) -> Result<(), StopError> 
     Ok(())
 }
 
-/// The call that an interrupt of ours broke off goes on. (Where a handler is about to run for a signal
-/// that came at the same time, the kernel itself makes EINTR of it.)
+/// A call that was broken off goes on. (Where a handler is about to run for a signal, the kernel itself
+/// makes EINTR of it.)
 pub fn undo(stopped: &Stopped) -> Result<(), StopError> {
     let mut regs = stopped.regs()?;
     if !was_broken_off(&regs) {
@@ -58,6 +59,16 @@ pub fn undo(stopped: &Stopped) -> Result<(), StopError> {
     };
     if restarts {
         regs.rax = (-ERESTARTNOHAND).cast_unsigned();
+        stopped.set_regs(&regs)?;
+    }
+    Ok(())
+}
+
+/// A call that [`undo`] lets go on is broken off after all, by job control.
+pub fn redo(stopped: &Stopped) -> Result<(), StopError> {
+    let mut regs = stopped.regs()?;
+    if regs.rax.cast_signed() == -ERESTARTNOHAND && X86_64.contains(&regs.orig_rax) {
+        regs.rax = (-i64::from(libc::EINTR)).cast_unsigned();
         stopped.set_regs(&regs)?;
     }
     Ok(())

@@ -398,8 +398,9 @@ impl Tracer {
                 self.resume_with(stopped, signal)
             }
             Stop::Group => {
-                if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
-                    thread.was_stopped = true;
+                let thread = self.threads.get_mut(&stopped.tid());
+                if thread.is_some_and(|t| t.stopped_by_job_control()) {
+                    interruption::redo(&stopped)?;
                 }
                 stopped.listen()
             }

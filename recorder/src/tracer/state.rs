@@ -35,6 +35,8 @@ pub struct Thread {
     pub needs_registers: bool,
     /// Job control stopped it, which breaks its call off by itself, and no signal came since.
     pub was_stopped: bool,
+    /// Its last call was broken off, and goes on unless job control stops it.
+    pub undone: bool,
     /// Time that it spent standing still since that was last looked at, nanoseconds.
     pub cost_ns: u64,
     /// It is not followed, and let go at its next stop.
@@ -58,10 +60,19 @@ impl Thread {
             stack_wanted: FIRST_READ,
             needs_registers: false,
             was_stopped: false,
+            undone: false,
             cost_ns: 0,
             let_go: false,
             birth_fix: None,
         }
+    }
+}
+
+impl Thread {
+    /// Job control stops it. True if its call is broken off by that which was let go on before.
+    pub fn stopped_by_job_control(&mut self) -> bool {
+        self.was_stopped = true;
+        std::mem::take(&mut self.undone)
     }
 }
 
