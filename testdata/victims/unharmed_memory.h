@@ -1,5 +1,6 @@
 // The kinds of work of `unharmed` that never wait: memory calls, processes, registers, calls that must fail.
 #include "unharmed.h"
+#include <fcntl.h>
 #include <spawn.h>
 #include <stddef.h>
 #include <sys/random.h>
@@ -140,6 +141,7 @@ static void work_spawn(void) {
     static char input[12];
     if (!go[1]) {
         gives("pipe", pipe(go), 0);
+        gives("fcntl", fcntl(go[1], F_SETFD, FD_CLOEXEC), 0); // the child must not outlive us
         snprintf(input, sizeof input, "%d", go[0]);
     }
     char *words[] = {"unharmed", "child", input, NULL}, *none[] = {NULL};

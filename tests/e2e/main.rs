@@ -11,6 +11,7 @@ mod attach_refused;
 mod bad_input;
 mod events;
 mod exact;
+mod harmless;
 mod jobs;
 mod launch;
 mod leaks;

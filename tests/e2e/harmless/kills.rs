@@ -1,0 +1,82 @@
+//! The recorder is killed with SIGKILL at any instant of attach, window and detach.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Attached, Victim, attach, let_go, rounds, threads};
+use crate::common::finish;
+
+/// The process that traces the target, or the one that is about to.
+fn tracer(attached: &Attached, target: Pid) -> Option<Pid> {
+    let tracing = threads(target).iter().find_map(|thread| {
+        thread
+            .field("TracerPid")
+            .parse()
+            .ok()
+            .filter(|&pid| pid != 0)
+    });
+    let starting = || {
+        let front = attached.pid();
+        let children = fs::read_to_string(format!("/proc/{front}/task/{front}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    };
+    tracing.or_else(starting).map(Pid::from_raw)
+}
+
+/// xorshift64: the same instants on every run.
+struct Dice(u64);
+
+impl Dice {
+    /// A number from 0 to 1.
+    fn roll(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        f64::from(u32::try_from(self.0 >> 32).expect("32 bits")) / f64::from(u32::MAX)
+    }
+}
+
+#[test]
+fn a_recorder_killed_at_any_instant_leaves_its_target_unharmed() {
+    const WINDOW: &str = "100ms";
+    let mut victim = Victim::start("unharmed 0");
+    let target = victim.pid();
+    let begin = Instant::now();
+    attach(target, WINDOW);
+    let length = begin.elapsed();
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let rounds = rounds(1000, 18);
+    let mut without_tracer = 0;
+    for round in 0..rounds {
+        let mut attached = Attached::start(target, WINDOW);
+        // Squared, so that many fall into the attaching.
+        let after = length.mul_f64(dice.roll().powi(2));
+        thread::sleep(after);
+        let doomed = match round % 3 {
+            0 => vec![tracer(&attached, target)],
+            1 => vec![Some(attached.pid())],
+            _ => vec![tracer(&attached, target), Some(attached.pid())],
+        };
+        if doomed.contains(&None) {
+            without_tracer += 1;
+        }
+        for pid in doomed.into_iter().flatten() {
+            // It may have ended by itself.
+            kill(pid, Signal::SIGKILL).ok();
+        }
+        finish(&mut attached.child, "attach, killed");
+        let_go(target);
+        victim.assert_alive(&format!("killed in round {round} after {after:?}"));
+        attach(target, "10ms");
+    }
+    thread::sleep(Duration::from_millis(100));
+    eprintln!(
+        "{rounds} kills within {length:?}, {without_tracer} of them before there was a tracer or \
+         after it had gone: {}",
+        victim.assert_unharmed()
+    );
+}

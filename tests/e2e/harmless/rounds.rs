@@ -1,0 +1,67 @@
+//! Attach and detach, again and again: afterwards all is as before.
+
+use std::fs;
+
+use nix::unistd::Pid;
+
+use super::{Victim, attach, let_go, rounds, threads};
+use crate::common::until_or;
+
+#[test]
+fn a_busy_target_sees_nothing_of_many_windows() {
+    let mut victim = Victim::start("unharmed 0");
+    let rounds = rounds(1000, 15);
+    for round in 0..rounds {
+        attach(victim.pid(), "50ms");
+        victim.assert_alive(&format!("after window {round}"));
+        let_go(victim.pid());
+    }
+    eprintln!("{rounds} windows: {}", victim.assert_unharmed());
+}
+
+/// What attaching must leave alone in a process at rest: a line for each thread, then the mappings.
+fn traits(of: Pid) -> String {
+    let mut all = String::new();
+    for thread in threads(of) {
+        let tid = thread.tid;
+        for name in [
+            "State",
+            "SigPnd",
+            "ShdPnd",
+            "SigBlk",
+            "SigIgn",
+            "SigCgt",
+            "NoNewPrivs",
+            "Seccomp",
+            "CapEff",
+            "Cpus_allowed",
+            "TracerPid",
+        ] {
+            all += &format!("{tid} {name} {}\n", thread.field(name));
+        }
+        // A sleep goes on as restart_syscall; its stack pointer and its place in the code stay.
+        let call = fs::read_to_string(format!("/proc/{of}/task/{tid}/syscall")).expect("a thread");
+        let words: Vec<&str> = call.split_whitespace().collect();
+        let place = &words[words.len().saturating_sub(2)..];
+        all += &format!("{tid} stack and code {place:?}\n");
+    }
+    all + &fs::read_to_string(format!("/proc/{of}/maps")).expect("maps")
+}
+
+#[test]
+fn a_target_at_rest_is_the_same_after_many_windows() {
+    let mut victim = Victim::start("quiet");
+    let before = traits(victim.pid());
+    let rounds = rounds(1000, 15);
+    for round in 0..rounds {
+        attach(victim.pid(), "10ms");
+        victim.assert_alive(&format!("after window {round}"));
+        let_go(victim.pid());
+    }
+    // A thread that was let go may not have come back to its rest yet.
+    until_or(
+        || (traits(victim.pid()) == before).then_some(()),
+        || format!("{before}\nis now\n{}", traits(victim.pid())),
+    );
+    victim.assert_unharmed();
+}
