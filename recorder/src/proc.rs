@@ -164,6 +164,12 @@ pub fn turns(tid: Tid) -> Option<Turns> {
     Some(Turns { ran_ns, turns })
 }
 
+/// How often a thread gave the processor up by itself.
+#[must_use]
+pub fn sleeps(tid: Tid) -> Option<u64> {
+    status_field(tid, "voluntary_ctxt_switches")?.parse().ok()
+}
+
 /// What a descriptor of a thread refers to, as the link in `/proc/PID/fd` names it.
 #[must_use]
 pub fn descriptor(tid: Tid, fd: u64) -> String {

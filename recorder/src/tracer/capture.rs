@@ -17,18 +17,18 @@ use crate::sys::ptrace;
 use crate::sys::timer;
 use crate::sys::wait::{self, Event};
 
-/// In so many looks in a row a thread must have run before it is interrupted on the run: one that is
-/// copying a transfer's data would have slept in some.
-const RUNNING: u32 = 20;
-/// The same for one that was seen in a transfer: it computes by now.
-const RUNNING_AFTER_TRANSFER: u32 = 100;
-/// In so many looks in a row a thread must have slept on.
-const SLEPT: u32 = 2;
+/// So much CPU time a thread must have used without sleeping once before it is interrupted on the run,
+/// nanoseconds: one that is copying a transfer's data would have slept.
+const COMPUTED: u64 = 5_000_000;
 /// The same for one that was seen in a transfer.
-const SLEPT_AFTER_TRANSFER: u32 = 8;
+const COMPUTED_AFTER_TRANSFER: u64 = 20_000_000;
+/// In so many looks in a row a thread must have slept on.
+const SLEPT: u64 = 2;
+/// The same for one that was seen in a transfer.
+const SLEPT_AFTER_TRANSFER: u64 = 8;
 /// After so many looks a thread that wakes between any two of them is interrupted in its sleep all the
 /// same, unless it was seen in a transfer.
-const RESTLESS: u32 = 30;
+const RESTLESS: u32 = 100;
 /// How long an interrupted thread whose call must be made good is waited for at once, nanoseconds.
 const AT_ONCE_NS: u64 = 1_000_000;
 
@@ -42,15 +42,22 @@ pub struct Capture {
 #[derive(Default)]
 struct Waiting {
     looks: u32,
-    /// Looks in a row at which it ran.
-    running: u32,
+    /// It has been running since a look at which it had slept so often and used so much CPU time.
+    running: Option<Sleeps>,
     /// It was seen in a call that must not be broken off: which.
     transfer: Option<u64>,
     /// It slept in this call, and had so many turns, at the last look.
     asleep: Option<(u64, Option<Turns>)>,
     /// Looks in a row at which it slept, without having woken in between.
-    slept: u32,
+    slept: u64,
     interrupted: bool,
+}
+
+/// How often a thread slept so far, and how much CPU time it used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sleeps {
+    times: Option<u64>,
+    ran_ns: u64,
 }
 
 /// What to do with a thread after a look at it.
@@ -61,17 +68,33 @@ enum Verdict {
 }
 
 impl Waiting {
-    fn look(&mut self, doing: Doing, turns: Option<Turns>, harm: impl FnOnce() -> Harm) -> Verdict {
+    /// `sleeps` is asked of a thread that runs, `harm` of one that sleeps.
+    fn look(
+        &mut self,
+        doing: Doing,
+        turns: Option<Turns>,
+        sleeps: impl FnOnce() -> Option<u64>,
+        harm: impl FnOnce() -> Harm,
+    ) -> Verdict {
         self.looks = self.looks.saturating_add(1);
         let Doing::Call { number, .. } = doing else {
             self.asleep = None;
-            self.running = self.running.saturating_add(1);
-            return match self.running >= self.patience(RUNNING, RUNNING_AFTER_TRANSFER) {
+            let now = Sleeps {
+                times: sleeps(),
+                ran_ns: turns.map_or(0, |turns| turns.ran_ns),
+            };
+            let since = *self.running.get_or_insert(now);
+            if since.times != now.times {
+                self.running = Some(now);
+                return Verdict::Wait;
+            }
+            let computed = now.ran_ns.saturating_sub(since.ran_ns);
+            return match computed >= self.patience(COMPUTED, COMPUTED_AFTER_TRANSFER) {
                 true => Verdict::Interrupt(Harm::None),
                 false => Verdict::Wait,
             };
         };
-        self.running = 0;
+        self.running = None;
         let sleeps_on = self.asleep == Some((number, turns));
         self.slept = if sleeps_on {
             self.slept.saturating_add(1)
@@ -91,7 +114,7 @@ impl Waiting {
         }
     }
 
-    fn patience(&self, usual: u32, after_transfer: u32) -> u32 {
+    fn patience(&self, usual: u64, after_transfer: u64) -> u64 {
         match self.transfer {
             None => usual,
             Some(_) => after_transfer,
@@ -122,7 +145,7 @@ impl Capture {
             }
             Doing::Runs | Doing::Nothing => Harm::None,
         };
-        waiting.look(doing, proc::turns(tid), harm)
+        waiting.look(doing, proc::turns(tid), || proc::sleeps(tid), harm)
     }
 
     /// Whether it is waited for.
@@ -212,7 +235,7 @@ impl Tracer {
 mod tests {
     use super::*;
 
-    fn sleeps(number: u64) -> Doing {
+    fn in_call(number: u64) -> Doing {
         Doing::Call {
             number,
             args: [0; 6],
@@ -223,15 +246,21 @@ mod tests {
         Some(Turns { ran_ns: 0, turns })
     }
 
+    fn look(waiting: &mut Waiting, number: u64, turn: u64, harm: Harm) -> Verdict {
+        waiting.look(in_call(number), turns(turn), || None, || harm)
+    }
+
+    fn run(waiting: &mut Waiting, slept: u64, ran_ns: u64) -> Verdict {
+        let turns = Some(Turns { ran_ns, turns: 1 });
+        waiting.look(Doing::Runs, turns, || Some(slept), || Harm::None)
+    }
+
     #[test]
     fn a_thread_that_sleeps_on_is_interrupted() {
         let mut waiting = Waiting::default();
+        assert_eq!(look(&mut waiting, 232, 5, Harm::Undone), Verdict::Wait);
         assert_eq!(
-            waiting.look(sleeps(232), turns(5), || Harm::Undone),
-            Verdict::Wait
-        );
-        assert_eq!(
-            waiting.look(sleeps(232), turns(5), || Harm::Undone),
+            look(&mut waiting, 232, 5, Harm::Undone),
             Verdict::Interrupt(Harm::Undone)
         );
     }
@@ -240,41 +269,41 @@ mod tests {
     fn a_thread_in_a_transfer_never_is() {
         let mut waiting = Waiting::default();
         for _ in 0..1000 {
-            let verdict = waiting.look(sleeps(1), turns(1), || Harm::Perhaps);
-            assert_eq!(verdict, Verdict::Wait);
+            assert_eq!(look(&mut waiting, 1, 1, Harm::Perhaps), Verdict::Wait);
         }
     }
 
     #[test]
     fn a_thread_between_transfers_is_waited_for_with_patience() {
         let mut waiting = Waiting::default();
-        waiting.look(sleeps(1), turns(0), || Harm::Perhaps);
-        for n in 1..RUNNING_AFTER_TRANSFER {
-            let verdict = waiting.look(Doing::Runs, turns(n.into()), || Harm::None);
-            assert_eq!(verdict, Verdict::Wait, "look {n}");
-        }
-        let mut restless = Waiting::default();
-        restless.look(sleeps(1), turns(0), || Harm::Perhaps);
-        for n in 1..1000 {
-            let verdict = restless.look(sleeps(35), turns(n), || Harm::None);
-            assert_eq!(verdict, Verdict::Wait, "look {n}");
+        look(&mut waiting, 1, 0, Harm::Perhaps);
+        for turn in 1..1000 {
+            assert_eq!(look(&mut waiting, 35, turn, Harm::None), Verdict::Wait);
         }
     }
 
     #[test]
-    fn a_thread_that_computes_is_interrupted() {
+    fn a_thread_that_computes_is_interrupted_and_one_that_waits_for_a_processor_is_not() {
         let mut waiting = Waiting::default();
-        let verdict = (0..RUNNING)
-            .map(|n| waiting.look(Doing::Runs, turns(n.into()), || Harm::None))
-            .next_back();
-        assert_eq!(verdict, Some(Verdict::Interrupt(Harm::None)));
+        assert_eq!(run(&mut waiting, 7, 0), Verdict::Wait);
+        for _ in 0..1000 {
+            assert_eq!(run(&mut waiting, 7, COMPUTED / 2), Verdict::Wait);
+        }
+        assert_eq!(
+            run(&mut waiting, 7, COMPUTED),
+            Verdict::Interrupt(Harm::None)
+        );
+        let mut copying = Waiting::default();
+        for n in 0..1000 {
+            assert_eq!(run(&mut copying, n, n * COMPUTED), Verdict::Wait);
+        }
     }
 
     #[test]
     fn a_restless_thread_is_interrupted_in_the_end() {
         let mut waiting = Waiting::default();
         let verdict = (0..=RESTLESS)
-            .map(|n| waiting.look(sleeps(35), turns(n.into()), || Harm::None))
+            .map(|n| look(&mut waiting, 35, n.into(), Harm::None))
             .next_back();
         assert_eq!(verdict, Some(Verdict::Interrupt(Harm::None)));
     }
