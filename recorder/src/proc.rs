@@ -49,22 +49,53 @@ pub fn tracer_of(tid: Tid) -> Option<Pid> {
 }
 
 fn status_field(tid: Tid, key: &str) -> Option<String> {
-    let text = read_text(&format!("/proc/{tid}/status")).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
-        .map(|value| value.trim().to_owned())
+    Status::of(tid).field(key).map(str::to_owned)
 }
 
 /// Whether a signal does nothing to a thread's process: it is ignored, or it has no handler and is
 /// one of `by_default`.
 #[must_use]
 pub fn ignores(tid: Tid, signal: i32, by_default: &[i32]) -> bool {
-    let has = |key| {
-        let mask = status_field(tid, key).and_then(|hex| u64::from_str_radix(&hex, 16).ok());
-        mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
-    };
-    (1..=64).contains(&signal)
-        && (has("SigIgn") || (by_default.contains(&signal) && !has("SigCgt")))
+    let status = Status::of(tid);
+    (1..=64).contains(&signal) && status.ignored(by_default) & bit(signal) != 0
+}
+
+/// Whether a signal is about to be delivered to a thread that is not ignored, as in [`ignores`].
+#[must_use]
+pub fn awaits_signal(tid: Tid, by_default: &[i32]) -> bool {
+    let status = Status::of(tid);
+    let pending = status.mask("SigPnd") | status.mask("ShdPnd");
+    pending & !status.mask("SigBlk") & !status.ignored(by_default) != 0
+}
+
+fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// `/proc/TID/status`.
+struct Status(String);
+
+impl Status {
+    fn of(tid: Tid) -> Status {
+        Status(read_text(&format!("/proc/{tid}/status")).unwrap_or_default())
+    }
+
+    fn field(&self, key: &str) -> Option<&str> {
+        let mut lines = self.0.lines();
+        let value = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        value.map(str::trim)
+    }
+
+    /// A set of signals; empty if it is not shown.
+    fn mask(&self, key: &str) -> u64 {
+        let hex = self.field(key).unwrap_or_default();
+        u64::from_str_radix(hex, 16).unwrap_or(0)
+    }
+
+    fn ignored(&self, by_default: &[i32]) -> u64 {
+        let by_default = by_default.iter().map(|signal| bit(*signal)).sum::<u64>();
+        self.mask("SigIgn") | (by_default & !self.mask("SigCgt"))
+    }
 }
 
 /// Field `start_brk` of `/proc/TID/stat` (proc_pid_stat(5), field 47); 0 if it is not shown.

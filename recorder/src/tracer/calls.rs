@@ -68,6 +68,7 @@ impl Tracer {
             return self.resume(stopped);
         };
         thread.undone = false;
+        thread.transfers.entered(entry.abi, entry.number, &entry.args);
         // A call that never showed its exit cannot be completed any more.
         if let Some(Pending::Memory(call)) = thread.pending.take() {
             self.unfinished(tid, call);
@@ -185,15 +186,23 @@ impl Tracer {
             Some(Pending::Clone(changed)) => changed.put_back(&stopped)?,
             Some(Pending::Ptrace) => self.ptrace_exit(tid, value),
             Some(Pending::Early) => self.untraced_ends(tid),
-            None if value == -i64::from(libc::EINTR) => {
-                interruption::undo(&stopped)?;
-                if let Some(thread) = self.threads.get_mut(&tid) {
-                    thread.undone = true;
-                }
-            }
-            None => {}
+            None => return self.other_exit(stopped, value),
         }
         self.resume(stopped)
+    }
+
+    /// A call that is none of ours returns: nothing may have come of it because of us.
+    fn other_exit(&mut self, stopped: Stopped, value: i64) -> Result<(), StopError> {
+        if value == -i64::from(libc::EINTR) {
+            interruption::undo(&stopped)?;
+            if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
+                thread.undone = true;
+            }
+        }
+        match self.after_transfer(stopped, value)? {
+            Some(stopped) => self.resume(stopped),
+            None => Ok(()),
+        }
     }
 
     fn memory_exit(&mut self, tid: Tid, call: MemoryCall, value: i64) {

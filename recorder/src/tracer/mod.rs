@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! opening, capture, interruption   the window opens on a program that runs already
-//! calls, decode, fresh             what happens at a call
+//! calls, decode, fresh, transfers  what happens at a call
 //! lives, untraced                  threads and programs that come and go, or that nobody records
 //! window, limits, leaving          what is sampled, when the window closes, and how
 //! state                            what is known of threads and spaces
@@ -20,6 +20,7 @@ mod limits;
 mod lives;
 mod opening;
 mod state;
+mod transfers;
 mod untraced;
 mod window;
 
@@ -234,7 +235,9 @@ impl Tracer {
         let computes = |(tid, thread): (&Tid, &Thread)| {
             !thread.let_go && !thread.exiting && proc::doing(*tid) == Some(Doing::Runs)
         };
-        self.rest_looks > REST_LOOKS || !self.threads.iter().any(computes)
+        let unfinished = |thread: &Thread| thread.transfers.are_unfinished();
+        let patient = self.rest_looks <= REST_LOOKS;
+        !self.threads.values().any(unfinished) && !(patient && self.threads.iter().any(computes))
     }
 
     fn let_the_rest_go(&mut self) -> io::Result<()> {
@@ -479,7 +482,11 @@ impl Tracer {
 
     /// The thread is to be let go where it stops.
     fn is_free(&self, tid: Tid) -> bool {
-        self.lets_go() || self.threads.get(&tid).is_some_and(|thread| thread.let_go)
+        let thread = self.threads.get(&tid);
+        if thread.is_some_and(|thread| thread.transfers.are_unfinished()) {
+            return false;
+        }
+        self.lets_go() || thread.is_some_and(|thread| thread.let_go)
     }
 
     /// The window is closed, and nothing of ours is left in the target: its threads are let go as

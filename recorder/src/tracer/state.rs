@@ -10,6 +10,7 @@ use crate::maps::Maps;
 use crate::proc;
 use crate::sys::ptrace::{StopError, Stopped};
 use crate::tracer::fresh::Fresh;
+use crate::tracer::transfers::Transfers;
 use crate::unwind::{AddressMap, FIRST_READ};
 
 /// One traced thread.
@@ -35,6 +36,8 @@ pub struct Thread {
     pub needs_registers: bool,
     /// Job control stopped it, which breaks its call off by itself, and no signal came since.
     pub was_stopped: bool,
+    /// What it transfers.
+    pub transfers: Transfers,
     /// Its last call was broken off, and goes on unless job control stops it.
     pub undone: bool,
     /// Time that it spent standing still since that was last looked at, nanoseconds.
@@ -60,6 +63,7 @@ impl Thread {
             stack_wanted: FIRST_READ,
             needs_registers: false,
             was_stopped: false,
+            transfers: Transfers::default(),
             undone: false,
             cost_ns: 0,
             let_go: false,
