@@ -12,6 +12,7 @@
 struct work {
     const char *name;
     void (*round)(void);
+    int forks;
     atomic_long rounds;
     atomic_int over;
 };
