@@ -1,10 +1,12 @@
 // A program that notices when it is harmed: threads that make calls of all sorts and check every result.
 //
-//   unharmed [MILLISECONDS=0] [WITHOUT,...]
+//   unharmed [MILLISECONDS=0] [WITHOUT,...|none] [shielded]
 //
 // Each kind of work has a thread of its own, and a partner where it needs one. Memory calls, processes and
 // registers are in unharmed_memory.h, everything that waits, transfers or is signalled in unharmed_waits.h.
-// The kinds that are named in WITHOUT do not run. Nothing may be interrupted, cut short, early, lost, or
+// The kinds that are named in WITHOUT do not run. `shielded`: only threads that fork can get SIGCHLD. (Ignored
+// as it is, it wakes nobody; but while a forking thread is traced, the kernel wakes any that does not block it,
+// and what a large transfer has lost then, nobody can give back.) Nothing may be interrupted, cut short, early, lost, or
 // answered otherwise than by a kernel that nobody disturbs.
 //
 // Prints `working` when every kind has done a round. Ends after MILLISECONDS; with 0, when standard input
@@ -18,8 +20,9 @@
 #include <malloc.h>
 
 #define WORK(kind) {.name = #kind, .round = work_##kind}
+#define FORKS(kind) {.name = #kind, .round = work_##kind, .forks = 1}
 static struct work all[] = {
-    WORK(mmap), WORK(mremap), WORK(mprotect), WORK(madvise), WORK(brk), WORK(fork), WORK(vfork), WORK(spawn),
+    WORK(mmap), WORK(mremap), WORK(mprotect), WORK(madvise), WORK(brk), FORKS(fork), FORKS(vfork), FORKS(spawn),
     WORK(threads), WORK(failing), WORK(registers), WORK(sleep), WORK(epoll), WORK(poll), WORK(ppoll), WORK(select),
     WORK(pselect), WORK(aio), WORK(futex), WORK(semaphore), WORK(sigtimedwait), WORK(recv), WORK(accept), WORK(pipe),
     WORK(socket), WORK(queued), WORK(interrupted), WORK(timerfd), WORK(timer),
@@ -41,6 +44,10 @@ static void *work(void *which) {
     mine = which;
     dice = (unsigned long)now_ns() ^ (unsigned long)&stack;
     gives("sigaltstack", sigaltstack(&alternate, &mine_before), 0);
+    if (mine->forks) {
+        only(SIGCHLD, &before);
+        pthread_sigmask(SIG_UNBLOCK, &before, NULL);
+    }
     pthread_sigmask(SIG_SETMASK, NULL, &before);
     while (!started) rest(1000);
     do {
@@ -103,6 +110,7 @@ int main(int argc, char **argv) {
     sigset_t open;
     only(SIGTERM, &blocked);
     for (int number = SIGRTMIN; number <= SIGRTMAX; number++) sigaddset(&blocked, number);
+    if (argc > 3 && strcmp(argv[3], "shielded") == 0) sigaddset(&blocked, SIGCHLD);
     pthread_sigmask(SIG_BLOCK, &blocked, &open);
     for (int number = SIGRTMIN; number <= SIGRTMAX; number++) sigaddset(&open, number);
     for (int i = 0; i < KINDS; i++) {

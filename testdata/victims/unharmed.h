@@ -12,6 +12,7 @@
 struct work {
     const char *name;
     void (*round)(void);
+    int forks;
     atomic_long rounds;
     atomic_int over;
 };
@@ -34,7 +35,10 @@ __attribute__((noreturn, format(printf, 1, 2))) static void wrong(const char *fo
     _exit(1);
 }
 
-static const char *error_of(long result) { return result == -1 ? strerrorname_np(errno) : "no error"; }
+static const char *error_of(long result) {
+    const char *name = result == -1 ? strerrorname_np(errno) : "no error";
+    return name ? name : errno == 514 ? "ERESTARTNOHAND" : "an error without a name";
+}
 
 UNUSED static void gives(const char *call, long got, long wanted) {
     if (got != wanted) wrong("%s gave %ld (%s), not %ld", call, got, error_of(got), wanted);

@@ -117,9 +117,9 @@ static int child_code(void) {
     return CHILD_CODE;
 }
 
-// No thread blocks SIGCHLD, and none has a handler: it disturbs nobody, whoever waits for what. Where a
-// forking thread of libc's blocks it for a moment, another thread would get it; hence the raw call here, and
-// the byte that the spawned child waits for.
+// SIGCHLD has no handler, and a thread that forks does not block it: so it disturbs nobody, whoever waits for
+// what. Where libc blocks it for a moment, another thread would get it; hence the raw call here, and the byte
+// that the spawned child waits for.
 static void work_fork(void) {
     pid_t pid = (pid_t)syscall(SYS_fork);
     if (pid == 0) _exit(child_code());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Attached, Victim, attach, let_go, rounds, threads};
+use super::{Attached, BUSY, Victim, attach, let_go, rounds, threads};
 use crate::common::finish;
 
 /// The process that traces the target, or the one that is about to.
@@ -42,14 +42,19 @@ impl Dice {
 
 #[test]
 fn a_recorder_killed_at_any_instant_leaves_its_target_unharmed() {
+    for line in BUSY {
+        killed_again_and_again(line, rounds(500, 9));
+    }
+}
+
+fn killed_again_and_again(line: &str, rounds: usize) {
     const WINDOW: &str = "100ms";
-    let mut victim = Victim::start("unharmed 0");
+    let mut victim = Victim::start(line);
     let target = victim.pid();
     let begin = Instant::now();
     attach(target, WINDOW);
     let length = begin.elapsed();
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
-    let rounds = rounds(1000, 18);
     let mut without_tracer = 0;
     for round in 0..rounds {
         let mut attached = Attached::start(target, WINDOW);
@@ -70,12 +75,12 @@ fn a_recorder_killed_at_any_instant_leaves_its_target_unharmed() {
         }
         finish(&mut attached.child, "attach, killed");
         let_go(target);
-        victim.assert_alive(&format!("killed in round {round} after {after:?}"));
+        victim.assert_alive(&format!("{line}: killed in round {round} after {after:?}"));
         attach(target, "10ms");
     }
     thread::sleep(Duration::from_millis(100));
     eprintln!(
-        "{rounds} kills within {length:?}, {without_tracer} of them before there was a tracer or \
+        "{line}: {rounds} kills within {length:?}, {without_tracer} of them before there was a tracer or \
          after it had gone: {}",
         victim.assert_unharmed()
     );

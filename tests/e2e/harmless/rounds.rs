@@ -4,19 +4,21 @@ use std::fs;
 
 use nix::unistd::Pid;
 
-use super::{Victim, attach, let_go, rounds, threads};
+use super::{BUSY, Victim, attach, let_go, rounds, threads};
 use crate::common::until_or;
 
 #[test]
 fn a_busy_target_sees_nothing_of_many_windows() {
-    let mut victim = Victim::start("unharmed 0");
-    let rounds = rounds(1000, 15);
-    for round in 0..rounds {
-        attach(victim.pid(), "50ms");
-        victim.assert_alive(&format!("after window {round}"));
-        let_go(victim.pid());
+    for line in BUSY {
+        let mut victim = Victim::start(line);
+        let rounds = rounds(500, 8);
+        for round in 0..rounds {
+            attach(victim.pid(), "50ms");
+            victim.assert_alive(&format!("{line}: after window {round}"));
+            let_go(victim.pid());
+        }
+        eprintln!("{line}: {rounds} windows: {}", victim.assert_unharmed());
     }
-    eprintln!("{rounds} windows: {}", victim.assert_unharmed());
 }
 
 /// What attaching must leave alone in a process at rest: a line for each thread, then the mappings.
