@@ -18,6 +18,7 @@ use crate::common::{finish, maptrail, until_or, victim_command};
 
 mod kills;
 mod pauses;
+mod programs;
 mod rounds;
 
 /// As often as the long mode asks for, or as the short one can afford.
