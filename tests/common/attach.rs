@@ -54,6 +54,21 @@ pub fn tracer_of(pid: u32) -> Option<Pid> {
         .map(Pid::from_raw)
 }
 
+/// The processes that this one started and that are still there.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let ours = format!("PPid:\t{pid}\n");
+    let all = fs::read_dir("/proc").expect("/proc").flatten();
+    let mut children: Vec<u32> = all
+        .filter(|process| {
+            let status = fs::read_to_string(process.path().join("status"));
+            status.is_ok_and(|status| status.contains(&ours))
+        })
+        .filter_map(|process| process.file_name().to_string_lossy().parse().ok())
+        .collect();
+    children.sort_unstable();
+    children
+}
+
 /// Whether no thread is traced and none is stopped.
 fn is_free(pid: u32) -> bool {
     let states = of_threads(pid, "State:");

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use crate::common::{finish, maptrail, until_or, victim_command};
 
 mod kills;
+mod outages;
 mod pauses;
 mod programs;
 mod rounds;

@@ -11,7 +11,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::common::attach::{Started, assert_free, attach, until_it_runs_on, windows};
+use crate::common::attach::{Started, assert_free, attach, children_of, until_it_runs_on, windows};
 use crate::common::{
     Run, assert_exact, command, have_or_skip, is_root, json, number, skip, testdata, until, victim,
 };
@@ -284,19 +284,12 @@ impl Postgres {
 
     /// The server processes that serve pgbench at the moment.
     fn backends(&self) -> Vec<u32> {
-        let mut all = Vec::new();
-        for process in fs::read_dir("/proc").expect("/proc").flatten() {
-            let Ok(pid) = process.file_name().to_string_lossy().parse() else {
-                continue;
-            };
-            let read = |name| fs::read_to_string(process.path().join(name)).unwrap_or_default();
-            let ours = format!("PPid:\t{}\n", self.server.pid());
-            if read("status").contains(&ours) && read("cmdline").contains("[local]") {
-                all.push(pid);
-            }
-        }
-        all.sort_unstable();
-        all
+        let serves = |pid: &u32| {
+            let name = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+            name.is_ok_and(|name| name.contains("[local]"))
+        };
+        let all = children_of(self.server.pid()).into_iter();
+        all.filter(serves).collect()
     }
 
     /// Ends pgbench, and asserts that no transaction failed and that the books balance.
