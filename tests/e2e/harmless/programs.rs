@@ -8,7 +8,8 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::common::attach::{Started, assert_free, attach, children_of, until_it_runs_on, windows};
@@ -317,6 +318,15 @@ impl Postgres {
             run.errors()
         );
         assert_ends(what, &mut self.server, Signal::SIGINT, 0);
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // They end by themselves when their first process is gone; but not if a test found them stopped.
+        for backend in children_of(self.server.pid()) {
+            kill(Pid::from_raw(backend.cast_signed()), Signal::SIGKILL).ok();
+        }
     }
 }
 
