@@ -145,6 +145,20 @@ fn a_stopped_tracer_sets_its_target_free() {
 }
 
 #[test]
+fn a_tracer_in_a_debugger_sets_its_target_free() {
+    if !have_or_skip("gdb") {
+        return;
+    }
+    let scene = Scene::open(&mut unharmed(), LONG);
+    let mut gdb = command("gdb", ["-q", "-nx", "-p", &scene.tracer.to_string()]);
+    let gdb = Started::of(&mut gdb, scene.dir.path().join("gdb"));
+    scene.assert_target_goes_on();
+    // The front process is told of the tracer's end once the debugger lets go of it.
+    drop(gdb);
+    scene.assert_unharmed().assert_killed();
+}
+
+#[test]
 fn a_stopped_recorder_sets_its_target_free_and_says_so_later() {
     let scene = Scene::open(&mut unharmed(), LONG);
     scene.window.signal(Signal::SIGSTOP);
