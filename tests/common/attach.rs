@@ -77,6 +77,13 @@ fn is_free(pid: u32) -> bool {
         && !states.values().any(|s| s.starts_with(['T', 't']))
 }
 
+/// Whether the process has ended, seen or unseen by its parent.
+fn has_ended(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    // The first thread may leave before the others, and is then a zombie in a process that lives.
+    status.is_empty() || (status.contains("State:\tZ") && status.contains("Threads:\t1\n"))
+}
+
 fn shown(pid: u32) -> String {
     format!(
         "process {pid}: states {:?}, tracers {:?}",
@@ -87,13 +94,14 @@ fn shown(pid: u32) -> String {
 
 /// Asserts that the process lives, that nobody traces it, and that none of its threads is stopped.
 pub fn assert_free(pid: u32, after: &str) {
+    assert!(!has_ended(pid), "it ended after {after}");
     assert!(is_free(pid), "not free after {after}: {}", shown(pid));
 }
 
 /// Waits until that is so.
 pub fn until_free(pid: u32) {
     until_or(
-        || is_free(pid).then_some(()),
+        || (is_free(pid) || has_ended(pid)).then_some(()),
         || format!("it is set free; {}", shown(pid)),
     );
 }
@@ -117,9 +125,10 @@ pub fn until_it_runs_on(pid: u32, enough: usize) {
         ran.count()
     };
     until_or(
-        || (moved() >= enough.min(before.len())).then_some(()),
+        || (moved() >= enough.min(before.len()) || has_ended(pid)).then_some(()),
         || format!("it runs on; {}", shown(pid)),
     );
+    assert!(!has_ended(pid), "process {pid} has ended");
 }
 
 /// A program that was started, with its output in a file. It is killed when this is dropped.
