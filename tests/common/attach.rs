@@ -21,14 +21,6 @@ pub fn attach(pid: u32, log: &Path, time: &str) -> Command {
     attach
 }
 
-/// How many windows a test opens: a few, or what the issue asks for where MAPTRAIL_LONG is set.
-pub fn windows(short: u32, long: u32) -> u32 {
-    match std::env::var_os("MAPTRAIL_LONG") {
-        Some(_) => long,
-        None => short,
-    }
-}
-
 /// The field of each thread's `status`, by thread id.
 fn of_threads(pid: u32, field: &str) -> BTreeMap<String, String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));

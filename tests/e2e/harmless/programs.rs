@@ -12,11 +12,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::common::attach::{Started, assert_free, attach, children_of, until_it_runs_on, windows};
+use crate::common::attach::{Started, assert_free, attach, children_of, until_it_runs_on};
 use crate::common::{
     Run, assert_exact, command, have_or_skip, is_root, json, number, skip, testdata, until, victim,
 };
 use crate::programs::python_with_numpy;
+
+use super::rounds;
 
 /// The C library is told to map what is larger than this by itself, so that memory calls come and go with
 /// the load.
@@ -43,7 +45,7 @@ fn watch(what: &str, target: impl Fn() -> u32, quiet: &Started) -> Seen {
     let dir = TempDir::new().expect("a temporary directory");
     let before = quiet.said();
     let mut seen = Seen::default();
-    for window in 0..windows(4, 100) {
+    for window in 0..rounds(100, 4) {
         let pid = target();
         let log = dir.path().join(window.to_string());
         let run = Run::of(&mut attach(pid, &log, "300ms"));
