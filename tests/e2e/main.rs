@@ -9,6 +9,7 @@ mod common;
 
 mod attach_refused;
 mod bad_input;
+mod containers;
 mod events;
 mod exact;
 mod harmless;

@@ -60,7 +60,7 @@ fn program(name: &str) -> String {
 }
 
 /// A python3 that has numpy, if there is one.
-fn python_with_numpy() -> Option<&'static str> {
+pub fn python_with_numpy() -> Option<&'static str> {
     ["/usr/bin/python3", "python3"].into_iter().find(|python| {
         Command::new(python)
             .args(["-c", "import numpy"])

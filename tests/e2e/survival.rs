@@ -55,7 +55,7 @@ fn start_endless(dir: &Path) -> (Child, std::path::PathBuf) {
 }
 
 /// Every command on a log ends by an exit code of its own, without a panic. Returns `info`, if it is a log.
-fn reads(log: &Path) -> Option<Value> {
+pub fn reads(log: &Path) -> Option<Value> {
     for args in [
         &["info"][..],
         &["verify"],

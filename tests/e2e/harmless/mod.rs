@@ -17,7 +17,9 @@ use tempfile::TempDir;
 use crate::common::{finish, maptrail, until_or, victim_command};
 
 mod kills;
+mod outages;
 mod pauses;
+mod programs;
 mod rounds;
 
 /// The checking victim, once with all its work, and once as an ordinary program, with SIGCHLD open to all
