@@ -15,7 +15,7 @@ use maptrail_tracelog::types::Pid;
 
 use crate::background;
 use crate::error::Error;
-use crate::footprint;
+use crate::footprint::{self, Rank};
 use crate::front::{self, FromTracer, Heard, Recording, ToFront};
 use crate::journal::{self, Journal};
 use crate::sys::guard::Guard;
@@ -87,6 +87,7 @@ fn begin(
         });
     };
     drop((to_front, options));
+    footprint::be_first_to_go(Rank::First);
     spawn::raise_limits();
     wait_for(tracer, &name, mechanism, &signals, &from_tracer, warn, tell)
 }
@@ -103,7 +104,7 @@ fn trace_target(
     if std::os::unix::process::parent_id() != parent {
         return Err("the command that started the recorder is gone".into());
     }
-    footprint::be_first_to_go();
+    footprint::be_first_to_go(Rank::Second);
     let guard = Guard::new(GUARD).map_err(|e| format!("the guard's timer: {e}"))?;
     let start_ns = timer::monotonic_ns();
     let unwritten = |e: io::Error| format!("the log cannot be written: {e}");
@@ -136,7 +137,7 @@ fn trace_target(
         .begin_opening()
         .map_err(|(tid, e)| target::why_refused(tid, &e))?;
     if !target.is_same() {
-        return Err("it ended at this moment, and its pid is another process's by now".into());
+        return Err("it ended at this moment".into());
     }
     Ok(tracer)
 }

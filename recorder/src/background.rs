@@ -4,7 +4,9 @@
 //! do not reach it, and it can stay behind.
 
 use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -54,6 +56,7 @@ pub fn trace(
         front.refused(&format!("the recorder could not start: {error}"));
         spawn::exit_now(1);
     }
+    take_other_name();
     spawn::raise_limits();
     let work = || match begin(&mut front) {
         Ok(mut tracer) => tracer.run().map_err(|e| e.to_string()),
@@ -77,6 +80,24 @@ pub fn trace(
     }
     // The kernel lets go of all others.
     spawn::exit_now(1)
+}
+
+/// Who kills everything that is called maptrail (`pkill maptrail`, `pkill -f`) means the process that was
+/// started. If that dies this one follows, in order; killed with it, it would leave the target in the lurch.
+fn take_other_name() {
+    const NAME: &str = "mt-tracer";
+    // Where a name cannot be changed it stays.
+    let _ = fs::write("/proc/self/comm", NAME);
+    let Some(range) = proc::arguments_of_this_process() else {
+        return;
+    };
+    let mut line = vec![0; usize::try_from(range.len()).unwrap_or(0)];
+    for (to, from) in line.iter_mut().zip(NAME.bytes()) {
+        *to = from;
+    }
+    if let Ok(memory) = File::options().write(true).open("/proc/self/mem") {
+        let _ = memory.write_all_at(&line, range.start.0);
+    }
 }
 
 /// The head of a log that begins now.

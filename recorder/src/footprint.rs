@@ -10,11 +10,25 @@ use crate::sys::usage;
 /// More memory than this the recorder of a running program never takes, bytes: its window is closed.
 pub const MOST_MEMORY: u64 = 512 << 20;
 
-/// When memory is short the kernel shall end this process before any other. Raising one's own score
+/// When memory is short the kernel shall end this process before those of others. Raising one's own score
 /// needs no right.
-pub fn be_first_to_go() {
+pub fn be_first_to_go(rank: Rank) {
+    let score = match rank {
+        Rank::First => "1000",
+        Rank::Second => "999",
+    };
     // Where /proc is read-only the kernel decides by size, and the recorder is small.
-    let _ = fs::write("/proc/self/oom_score_adj", "1000");
+    let _ = fs::write("/proc/self/oom_score_adj", score);
+}
+
+/// Which of the recorder's two processes goes first when memory is short: the front process, whose end
+/// makes the tracer leave the target in order.
+#[derive(Clone, Copy, Debug)]
+pub enum Rank {
+    /// Before all others.
+    First,
+    /// After that.
+    Second,
 }
 
 /// What this process took so far.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use maptrail_tracelog::types::{Addr, Pid, Tid};
+use maptrail_tracelog::types::{Addr, Pid, Range, Tid};
 
 use crate::sys::attribute;
 
@@ -102,6 +102,17 @@ impl Status {
 #[must_use]
 pub fn start_brk(tid: Tid) -> Addr {
     Addr(stat_field(tid, 47).unwrap_or(0))
+}
+
+/// Where this process's command line lies in its memory (fields 48 and 49).
+#[must_use]
+pub fn arguments_of_this_process() -> Option<Range> {
+    let me = Tid(std::process::id());
+    let range = Range {
+        start: Addr(stat_field(me, 48)?),
+        end: Addr(stat_field(me, 49)?),
+    };
+    (range.start < range.end && range.start != Addr(0)).then_some(range)
 }
 
 /// The core that a thread runs on, or ran on last (field 39).

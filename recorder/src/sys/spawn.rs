@@ -153,8 +153,6 @@ pub fn become_background(keep: &[RawFd]) -> io::Result<()> {
     // every other one belongs to nobody here (a fresh fork of a single-threaded process).
     unsafe {
         libc::setsid();
-        // Who kills everything called maptrail means the process that was started; this one follows.
-        libc::prctl(libc::PR_SET_NAME, c"mt-tracer".as_ptr());
         let mut none = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
         libc::sigemptyset(&raw mut none);
         for signal in 1..=libc::SIGRTMAX() {

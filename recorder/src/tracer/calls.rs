@@ -68,7 +68,9 @@ impl Tracer {
             return self.resume(stopped);
         };
         thread.undone = false;
-        thread.transfers.entered(entry.abi, entry.number, &entry.args);
+        thread
+            .transfers
+            .entered(entry.abi, entry.number, &entry.args);
         // A call that never showed its exit cannot be completed any more.
         if let Some(Pending::Memory(call)) = thread.pending.take() {
             self.unfinished(tid, call);

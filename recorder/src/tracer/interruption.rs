@@ -19,7 +19,8 @@ use crate::sys::ptrace::{StopError, Stopped};
 /// The kernel's own result for "start again unless a handler runs, else EINTR".
 const ERESTARTNOHAND: i64 = 514;
 /// Ignored by default: SIGCHLD, SIGCONT, SIGURG, SIGWINCH.
-pub const IGNORED_BY_DEFAULT: [i32; 4] = [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH];
+pub const IGNORED_BY_DEFAULT: [i32; 4] =
+    [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH];
 
 /// Calls that return EINTR only as long as nothing has come of them: `read`, `write`, `readv`,
 /// `writev` (of sockets with a timeout, inotify), `accept`, `accept4`, `recvfrom`, `recvmsg`,

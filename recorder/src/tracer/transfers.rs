@@ -92,7 +92,12 @@ impl Transfers {
         let is_rest = |rest: &mut Transfer| {
             transfer.is_some_and(|t| {
                 (t.number, t.fd, t.buffer, t.len)
-                    == (rest.number, rest.fd, rest.buffer + rest.done, rest.len - rest.done)
+                    == (
+                        rest.number,
+                        rest.fd,
+                        rest.buffer + rest.done,
+                        rest.len - rest.done,
+                    )
             })
         };
         self.current = self.rest.take_if(is_rest).or(transfer);
