@@ -187,7 +187,7 @@ impl Tracer {
             Some(Pending::Memory(call)) => self.memory_exit(tid, call, value),
             Some(Pending::Clone(changed)) => changed.put_back(&stopped)?,
             Some(Pending::Ptrace) => self.ptrace_exit(tid, value),
-            Some(Pending::Early) => self.untraced_ends(tid),
+            Some(Pending::Early) => self.recorded_again(tid),
             None => return self.other_exit(stopped, value),
         }
         self.resume(stopped)

@@ -222,7 +222,7 @@ impl Tracer {
             .get(&tid)
             .is_some_and(|waiting| waiting.interrupted);
         if self.capture.end(tid) {
-            self.untraced_ends(tid);
+            self.recorded_again(tid);
         }
         if interrupted {
             interruption::undo(stopped)?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use maptrail_tracelog::record::{
     Body, CheckpointReason, InFlight, Residency, SpaceEnd, Summary, Vma, WindowEnd,
 };
-use maptrail_tracelog::types::{SpaceId, Tid};
+use maptrail_tracelog::types::{Nanos, SpaceId, Tid};
 
 use super::window::{PAGES_BUDGET, Window};
 use super::{Stopped, Tracer};
@@ -32,6 +32,14 @@ pub struct Leaving {
     /// Length of the window, nanoseconds.
     window_ns: u64,
     pages: Receiver<Residency>,
+}
+
+impl Leaving {
+    /// When the window closed, in the log's time. What is found out later is of that moment.
+    #[must_use]
+    pub fn closed(&self) -> Nanos {
+        Nanos(self.window_ns)
+    }
 }
 
 /// The pages of a space, to be looked at.
@@ -134,9 +142,10 @@ impl Tracer {
         let live: Vec<Tid> = self.threads.keys().copied().collect();
         for tid in live {
             self.ask_name(tid);
-            let thread = self.threads.get_mut(&tid).filter(|t| t.space.is_some());
-            if let Some(thread) = thread {
-                thread.space = None;
+            let Some(thread) = self.threads.get_mut(&tid) else {
+                continue;
+            };
+            if thread.is_recorded() {
                 let (thread, name) = (thread.ix, std::mem::take(&mut thread.name));
                 self.record(Body::ThreadEnd {
                     thread,
@@ -144,6 +153,9 @@ impl Tracer {
                     name,
                 });
             }
+        }
+        for thread in self.threads.values_mut() {
+            thread.space = None;
         }
     }
 
@@ -174,11 +186,10 @@ impl Tracer {
 
     /// Writes the summary. The log is then on its way to the disk, and nobody waits for it.
     fn complete(&mut self) {
-        let Window::Leaving(Leaving { why, window_ns, .. }) =
-            std::mem::replace(&mut self.window, Window::Closed)
-        else {
+        let Window::Leaving(Leaving { why, window_ns, .. }) = &self.window else {
             return;
         };
+        let (why, window_ns) = (why.clone(), *window_ns);
         let Some(journal) = &self.journal else {
             return;
         };
@@ -195,6 +206,7 @@ impl Tracer {
             stopped_ns: self.stats.stopped_ns,
             uncovered,
         }));
+        self.window = Window::Closed;
         let low_water = self.stamp();
         let Some(journal) = self.journal.take() else {
             return;

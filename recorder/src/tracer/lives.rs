@@ -196,14 +196,14 @@ impl Tracer {
     }
 
     fn new_thread(&mut self, tid: Tid, pid: Pid, space: Option<SpaceId>) -> &mut Thread {
-        let thread = Thread::new(ThreadIx(u32::MAX), pid, None);
+        let thread = Thread::new(pid);
         self.threads.insert(tid, thread);
         if let Some(space) = space {
             self.begin_thread(tid, space);
         }
         self.threads
             .entry(tid)
-            .or_insert_with(|| Thread::new(ThreadIx(u32::MAX), pid, None))
+            .or_insert_with(|| Thread::new(pid))
     }
 
     /// A thread is recorded from here on.
@@ -427,7 +427,7 @@ impl Tracer {
         let Some(thread) = self.threads.remove(&tid) else {
             return;
         };
-        if thread.space.is_some() {
+        if thread.is_recorded() {
             self.record(Body::ThreadEnd {
                 thread: thread.ix,
                 status,

@@ -198,7 +198,7 @@ impl Tracer {
     /// Begins with a process of one thread, which is traced already and is about to become the program.
     pub fn expect_program(&mut self) {
         let root = self.task.root;
-        let thread = Thread::new(ThreadIx(u32::MAX), root, None);
+        let thread = Thread::new(root);
         self.threads.insert(Tid(root.0), thread);
     }
 
@@ -507,14 +507,16 @@ impl Tracer {
     }
 
     fn now(&self) -> Nanos {
-        self.journal.as_ref().map_or(Nanos(0), Journal::now)
+        match &self.window {
+            Window::Leaving(leaving) => leaving.closed(),
+            _ => self.journal.as_ref().map_or(Nanos(0), Journal::now),
+        }
     }
 
     /// Writes a record with the next stamp. No-op once the log is complete.
     fn record(&mut self, body: Body) {
-        let stamp = self.stamp();
+        let (stamp, now) = (self.stamp(), self.now());
         if let Some(journal) = &mut self.journal {
-            let now = journal.now();
             journal.record(stamp, now, body);
         }
     }

@@ -97,7 +97,7 @@ impl Tracer {
                 match ptrace::seize(tid, tracing) {
                     Ok(()) => {
                         found = true;
-                        let thread = Thread::new(ThreadIx(u32::MAX), root, None);
+                        let thread = Thread::new(root);
                         self.threads.insert(tid, thread);
                         self.capture.begin(tid);
                     }
@@ -171,6 +171,7 @@ impl Tracer {
             self.front.refused(&why);
         } else {
             self.opened_ns = self.now().0;
+            self.sample();
             self.find_untraced();
             self.tell_of_opening();
         }
@@ -203,13 +204,38 @@ impl Tracer {
         };
         let Some(space) = space else { return };
         spaces.push((tid, space));
-        self.begin_thread(tid, space);
-        let Some(thread) = self.threads.get(&tid) else {
+        let Some(thread) = self.threads.get_mut(&tid) else {
             return;
         };
         if self.capture.awaits(tid) || matches!(thread.pending, Some(Pending::Early)) {
+            thread.space = Some(space);
+            self.untraced_begins(tid, space, NotTraced::Late);
+        } else {
+            self.begin_thread(tid, space);
+        }
+    }
+
+    /// Looks for threads that are to be followed and are not traced: whoever made them was not, or hid
+    /// them. And for those that nobody follows.
+    pub(super) fn look_for_threads(&mut self) {
+        let before: Vec<Tid> = self.threads.keys().copied().collect();
+        // Those that are refused are told of as not traced.
+        let _ = self.seize_chosen();
+        let Some(space) = self.root_space() else {
+            return;
+        };
+        let new = self.threads.keys().filter(|tid| !before.contains(tid));
+        let new: Vec<Tid> = new.copied().collect();
+        for tid in new {
+            if let Some(thread) = self.threads.get_mut(&tid) {
+                thread.space = Some(space);
+            }
+            if let Some(space) = self.spaces.get_mut(&space) {
+                space.threads += 1;
+            }
             self.untraced_begins(tid, space, NotTraced::Late);
         }
+        self.find_untraced();
     }
 
     fn tell_of_opening(&mut self) {

@@ -13,6 +13,9 @@ use crate::tracer::fresh::Fresh;
 use crate::tracer::transfers::Transfers;
 use crate::unwind::{AddressMap, FIRST_READ};
 
+/// The id of a thread that the log does not know (yet).
+pub const NOT_RECORDED: ThreadIx = ThreadIx(u32::MAX);
+
 /// One traced thread.
 pub struct Thread {
     /// Its id in the log.
@@ -49,14 +52,14 @@ pub struct Thread {
 }
 
 impl Thread {
-    /// A thread that has made no call yet.
+    /// A thread of process `pid` that is not recorded yet.
     #[must_use]
-    pub fn new(ix: ThreadIx, pid: Pid, space: Option<SpaceId>) -> Thread {
+    pub fn new(pid: Pid) -> Thread {
         Thread {
-            ix,
+            ix: NOT_RECORDED,
             pid,
             name: String::new(),
-            space,
+            space: None,
             pending: None,
             unseen: None,
             exiting: false,
@@ -73,6 +76,12 @@ impl Thread {
 }
 
 impl Thread {
+    /// Whether the log knows it.
+    #[must_use]
+    pub fn is_recorded(&self) -> bool {
+        self.space.is_some() && self.ix != NOT_RECORDED
+    }
+
     /// Job control stops it. True if its call is broken off by that which was let go on before.
     pub fn stopped_by_job_control(&mut self) -> bool {
         self.was_stopped = true;

@@ -65,17 +65,31 @@ impl Tracer {
         }
     }
 
+    /// The space of the attached process.
+    pub(super) fn root_space(&self) -> Option<SpaceId> {
+        let root = self.task.root;
+        let mut fellows = self.threads.values().filter(|thread| thread.pid == root);
+        fellows.find_map(|thread| thread.space)
+    }
+
+    /// A thread that was not recorded is, from here on.
+    pub(super) fn recorded_again(&mut self, tid: Tid) {
+        let space = self.untraced.get(&tid).map(|begun| begun.space);
+        self.untraced_ends(tid);
+        if let Some(space) = space {
+            self.begin_thread(tid, space);
+        }
+    }
+
     /// Looks for threads of the attached process that are not traced.
     pub(super) fn find_untraced(&mut self) {
         if self.task.attached.is_none() {
             return;
         }
-        let root = self.task.root;
-        let fellow = self.threads.values().find(|thread| thread.pid == root);
-        let Some(space) = fellow.and_then(|thread| thread.space) else {
+        let Some(space) = self.root_space() else {
             return;
         };
-        for tid in proc::threads_of(root) {
+        for tid in proc::threads_of(self.task.root) {
             let known = self.threads.contains_key(&tid) || self.newborn.contains_key(&tid);
             if !known && !self.untraced.contains_key(&tid) && !proc::is_dead(tid) {
                 let why = match self.refused.contains(&tid) {

@@ -24,6 +24,8 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// RSS is sampled every so many ticks, and more rarely the more spaces there are: reading one
 /// `status` takes about 20 µs, and sampling should cost at most a hundredth of a core.
 const SAMPLE_TICKS: u64 = 2;
+/// Threads of an attached process that nobody follows are looked for every so many ticks.
+const THREADS_TICKS: u64 = 10;
 /// How long a window that closes waits for calls in flight, nanoseconds.
 const PATIENCE_NS: u64 = 200_000_000;
 /// Longest look at the pages of one space that ends.
@@ -80,7 +82,7 @@ impl Tracer {
         }
         match &self.window {
             Window::Open => {
-                self.sample();
+                self.sample_now_and_then();
                 let open_ns = now.saturating_sub(self.opened_ns);
                 if self
                     .task
@@ -101,12 +103,19 @@ impl Tracer {
         }
     }
 
-    fn sample(&mut self) {
+    fn sample_now_and_then(&mut self) {
         self.ticks += 1;
         let every = SAMPLE_TICKS.max(self.spaces.len() as u64 / 5);
-        if !self.ticks.is_multiple_of(every) {
-            return;
+        if self.ticks.is_multiple_of(every) {
+            self.sample();
         }
+        if self.task.attached.is_some() && self.ticks.is_multiple_of(THREADS_TICKS) {
+            self.look_for_threads();
+        }
+    }
+
+    /// Samples the RAM of all spaces.
+    pub(super) fn sample(&mut self) {
         let live: Vec<(SpaceId, Tid)> = self
             .spaces
             .keys()
