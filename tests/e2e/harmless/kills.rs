@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{Attached, BUSY, Victim, attach, let_go, rounds, threads};
-use crate::common::finish;
+use crate::common::{finish, until};
 
 /// The process that traces the target, or the one that is about to.
 fn tracer(attached: &Attached, target: Pid) -> Option<Pid> {
@@ -25,6 +25,12 @@ fn tracer(attached: &Attached, target: Pid) -> Option<Pid> {
         children.split_whitespace().next()?.parse().ok()
     };
     tracing.or_else(starting).map(Pid::from_raw)
+}
+
+/// Whether a process is gone, or waits for somebody to take note of its end.
+fn has_ended(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z "))
 }
 
 /// xorshift64: the same instants on every run.
@@ -61,19 +67,22 @@ fn killed_again_and_again(line: &str, rounds: usize) {
         // Squared, so that many fall into the attaching.
         let after = length.mul_f64(dice.roll().powi(2));
         thread::sleep(after);
+        let (front, tracer) = (attached.pid(), tracer(&attached, target));
+        without_tracer += usize::from(tracer.is_none());
         let doomed = match round % 3 {
-            0 => vec![tracer(&attached, target)],
-            1 => vec![Some(attached.pid())],
-            _ => vec![tracer(&attached, target), Some(attached.pid())],
+            0 => [tracer, None],
+            1 => [Some(front), None],
+            _ => [tracer, Some(front)],
         };
-        if doomed.contains(&None) {
-            without_tracer += 1;
-        }
         for pid in doomed.into_iter().flatten() {
             // It may have ended by itself.
             kill(pid, Signal::SIGKILL).ok();
         }
         finish(&mut attached.child, "attach, killed");
+        // A tracer whose front process was killed goes on to the end of its window.
+        if let Some(tracer) = tracer {
+            until("the tracer ends", || has_ended(tracer).then_some(()));
+        }
         let_go(target);
         victim.assert_alive(&format!("{line}: killed in round {round} after {after:?}"));
         attach(target, "10ms");
