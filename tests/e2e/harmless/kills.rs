@@ -58,8 +58,11 @@ fn killed_again_and_again(line: &str, rounds: usize) {
     let mut victim = Victim::start(line);
     let target = victim.pid();
     let begin = Instant::now();
-    attach(target, WINDOW);
-    let length = begin.elapsed();
+    let attached = Attached::start(target, WINDOW);
+    attached.recording().expect("a window");
+    // Attach and window, and as much again as attach takes for the detach.
+    let length = begin.elapsed() * 2 + Duration::from_millis(100);
+    attached.closed().expect("an end in order");
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let mut without_tracer = 0;
     for round in 0..rounds {
@@ -85,7 +88,7 @@ fn killed_again_and_again(line: &str, rounds: usize) {
         }
         let_go(target);
         victim.assert_alive(&format!("{line}: killed in round {round} after {after:?}"));
-        attach(target, "10ms");
+        attach(&mut victim, "10ms");
     }
     thread::sleep(Duration::from_millis(100));
     eprintln!(
