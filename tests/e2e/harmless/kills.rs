@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{Attached, BUSY, Victim, attach, let_go, rounds, threads};
-use crate::common::finish;
+use crate::common::{finish, until};
 
 /// The process that traces the target, or the one that is about to.
 fn tracer(attached: &Attached, target: Pid) -> Option<Pid> {
@@ -25,6 +25,12 @@ fn tracer(attached: &Attached, target: Pid) -> Option<Pid> {
         children.split_whitespace().next()?.parse().ok()
     };
     tracing.or_else(starting).map(Pid::from_raw)
+}
+
+/// Whether a process is gone, or waits for somebody to take note of its end.
+fn has_ended(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z "))
 }
 
 /// xorshift64: the same instants on every run.
@@ -52,8 +58,11 @@ fn killed_again_and_again(line: &str, rounds: usize) {
     let mut victim = Victim::start(line);
     let target = victim.pid();
     let begin = Instant::now();
-    attach(target, WINDOW);
-    let length = begin.elapsed();
+    let attached = Attached::start(target, WINDOW);
+    attached.recording().expect("a window");
+    // Attach and window, and as much again as attach takes for the detach.
+    let length = begin.elapsed() * 2 + Duration::from_millis(100);
+    attached.closed().expect("an end in order");
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let mut without_tracer = 0;
     for round in 0..rounds {
@@ -61,22 +70,25 @@ fn killed_again_and_again(line: &str, rounds: usize) {
         // Squared, so that many fall into the attaching.
         let after = length.mul_f64(dice.roll().powi(2));
         thread::sleep(after);
+        let (front, tracer) = (attached.pid(), tracer(&attached, target));
+        without_tracer += usize::from(tracer.is_none());
         let doomed = match round % 3 {
-            0 => vec![tracer(&attached, target)],
-            1 => vec![Some(attached.pid())],
-            _ => vec![tracer(&attached, target), Some(attached.pid())],
+            0 => [tracer, None],
+            1 => [Some(front), None],
+            _ => [tracer, Some(front)],
         };
-        if doomed.contains(&None) {
-            without_tracer += 1;
-        }
         for pid in doomed.into_iter().flatten() {
             // It may have ended by itself.
             kill(pid, Signal::SIGKILL).ok();
         }
         finish(&mut attached.child, "attach, killed");
+        // A tracer whose front process was killed goes on to the end of its window.
+        if let Some(tracer) = tracer {
+            until("the tracer ends", || has_ended(tracer).then_some(()));
+        }
         let_go(target);
         victim.assert_alive(&format!("{line}: killed in round {round} after {after:?}"));
-        attach(target, "10ms");
+        attach(&mut victim, "10ms");
     }
     thread::sleep(Duration::from_millis(100));
     eprintln!(

@@ -146,12 +146,12 @@ struct Attached {
 }
 
 impl Attached {
-    /// Attaches for a while; no limit of slowdown ends the window before.
+    /// Attaches for a while, and is not kept by looking for names; no limit of slowdown ends the window before.
     fn start(target: Pid, window: &str) -> Attached {
         let dir = TempDir::new().expect("a temporary directory");
         let mut child = maptrail()
             .args(["attach", &target.to_string(), "--for", window])
-            .args(["--max-slowdown", "0", "-o"])
+            .args(["--max-slowdown", "0", "--symbols", "none", "-o"])
             .arg(dir.path().join("log"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -170,27 +170,31 @@ impl Attached {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// Waits until the window is open.
-    fn recording(&self) {
-        self.lines
-            .up_to("recording")
-            .unwrap_or_else(|said| panic!("no window: {said}"));
+    /// Waits until the window is open, or returns what was said instead.
+    fn recording(&self) -> Result<String, String> {
+        self.lines.up_to("recording")
     }
 
-    /// Waits for the end of the window, which must come in order.
-    fn closed(mut self) {
-        let summary = self.lines.up_to("memory calls in");
+    /// Waits for the end of the window, which must come in order, or returns what was said instead.
+    fn closed(mut self) -> Result<(), String> {
+        let summary = self.lines.up_to("memory calls in")?;
         let status = finish(&mut self.child, "attach");
-        let summary = summary.unwrap_or_else(|said| panic!("{status:?}: {said}"));
-        assert!(status.success(), "{status:?}: {summary}");
+        match status.success() {
+            true => Ok(()),
+            false => Err(format!("{status:?}: {summary}")),
+        }
     }
 }
 
-/// A whole window.
-fn attach(target: Pid, window: &str) {
-    let attached = Attached::start(target, window);
-    attached.recording();
-    attached.closed();
+/// A whole window. If it fails, what the victim has to say comes first: it may have ended.
+fn attach(victim: &mut Victim, window: &str) {
+    let attached = Attached::start(victim.pid(), window);
+    let opened = attached.recording();
+    if let Err(said) = opened.and_then(|_| attached.closed()) {
+        thread::sleep(Duration::from_millis(200));
+        victim.assert_alive(&said);
+        panic!("attach: {said}");
+    }
 }
 
 /// What `/proc` says of one thread.

@@ -45,11 +45,12 @@ fn a_target_goes_on_after_the_pauses_of_attach_and_detach() {
             let mut attached = None;
             opened.push(pause_of(&mut victim, |victim| {
                 let window = Attached::start(victim.pid(), "100ms");
-                window.recording();
+                window.recording().expect("a window");
                 attached = Some(window);
             }));
             whole.push(pause_of(&mut victim, |_| {
-                attached.take().expect("a window").closed();
+                let window = attached.take().expect("a window");
+                window.closed().expect("an end in order");
             }));
             victim.ask("reset");
             until("every thread goes on", || {

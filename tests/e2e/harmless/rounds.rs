@@ -13,7 +13,7 @@ fn a_busy_target_sees_nothing_of_many_windows() {
         let mut victim = Victim::start(line);
         let rounds = rounds(500, 8);
         for round in 0..rounds {
-            attach(victim.pid(), "50ms");
+            attach(&mut victim, "50ms");
             victim.assert_alive(&format!("{line}: after window {round}"));
             let_go(victim.pid());
         }
@@ -56,7 +56,7 @@ fn a_target_at_rest_is_the_same_after_many_windows() {
     let before = traits(victim.pid());
     let rounds = rounds(1000, 15);
     for round in 0..rounds {
-        attach(victim.pid(), "10ms");
+        attach(&mut victim, "10ms");
         victim.assert_alive(&format!("after window {round}"));
         let_go(victim.pid());
     }
