@@ -195,11 +195,11 @@ impl Tracer {
 
     /// A call that is none of ours returns: nothing may have come of it because of us.
     fn other_exit(&mut self, stopped: Stopped, value: i64) -> Result<(), StopError> {
-        if value == -i64::from(libc::EINTR) {
-            interruption::undo(&stopped)?;
+        if value == -i64::from(libc::EINTR) && interruption::undo_at_exit(&stopped)? {
             if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
                 thread.undone = true;
             }
+            return self.resume(stopped);
         }
         match self.after_transfer(stopped, value)? {
             Some(stopped) => self.resume(stopped),

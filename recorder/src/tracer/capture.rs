@@ -173,6 +173,8 @@ impl Tracer {
     pub(super) fn capture(&mut self) -> std::io::Result<()> {
         let tids: Vec<Tid> = self.capture.waiting.keys().copied().collect();
         for tid in tids {
+            // On a busy machine this may take long.
+            self.sign_of_life();
             let Verdict::Interrupt(harm) = self.capture.look(tid) else {
                 continue;
             };

@@ -18,6 +18,8 @@ use crate::sys::ptrace::{StopError, Stopped};
 
 /// The kernel's own result for "start again unless a handler runs, else EINTR".
 const ERESTARTNOHAND: i64 = 514;
+/// Length of the instructions `syscall`, `sysenter` and `int 0x80`.
+pub const SYSCALL: u64 = 2;
 /// Ignored by default: SIGCHLD, SIGCONT, SIGURG, SIGWINCH.
 pub const IGNORED_BY_DEFAULT: [i32; 4] =
     [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH];
@@ -47,32 +49,48 @@ pub fn undo_if_ignored(stopped: &Stopped, signal: i32) -> Result<(), StopError> 
     Ok(())
 }
 
-/// A call that was broken off goes on. (Where a handler is about to run for a signal, the kernel itself
-/// makes EINTR of it.)
+/// In a stop for an interrupt or a signal: a call that was broken off goes on. (Where a handler is about
+/// to run, the kernel itself makes EINTR of it.)
 pub fn undo(stopped: &Stopped) -> Result<(), StopError> {
     let mut regs = stopped.regs()?;
-    if !was_broken_off(&regs) {
-        return Ok(());
-    }
-    let restarts = match stopped.syscall_info()?.abi {
-        Some(Abi::I386) => I386.contains(&regs.orig_rax),
-        _ => X86_64.contains(&(regs.orig_rax & !u64::from(X32_BIT))),
-    };
-    if restarts {
+    if starts_again(stopped, &regs)? {
         regs.rax = (-ERESTARTNOHAND).cast_unsigned();
         stopped.set_regs(&regs)?;
     }
     Ok(())
 }
 
-/// A call that [`undo`] lets go on is broken off after all, by job control.
-pub fn redo(stopped: &Stopped) -> Result<(), StopError> {
+/// At the exit of a call that was broken off: it is made again, unless a handler is about to run. (The
+/// kernel would not look at a result that asks for that if no signal is left by now.) True if it is.
+pub fn undo_at_exit(stopped: &Stopped) -> Result<bool, StopError> {
     let mut regs = stopped.regs()?;
-    if regs.rax.cast_signed() == -ERESTARTNOHAND && X86_64.contains(&regs.orig_rax) {
-        regs.rax = (-i64::from(libc::EINTR)).cast_unsigned();
+    let again =
+        starts_again(stopped, &regs)? && !proc::awaits_signal(stopped.tid(), &IGNORED_BY_DEFAULT);
+    if again {
+        regs.rip = regs.rip.wrapping_sub(SYSCALL);
+        regs.rax = std::mem::replace(&mut regs.orig_rax, u64::MAX);
         stopped.set_regs(&regs)?;
     }
-    Ok(())
+    Ok(again)
+}
+
+/// A call that is about to be made again is broken off after all, by job control.
+pub fn redo(stopped: &Stopped) -> Result<(), StopError> {
+    let mut regs = stopped.regs()?;
+    regs.rip = regs.rip.wrapping_add(SYSCALL);
+    regs.rax = (-i64::from(libc::EINTR)).cast_unsigned();
+    stopped.set_regs(&regs)
+}
+
+/// Whether a thread's call was broken off, and is one that returns EINTR for that.
+fn starts_again(stopped: &Stopped, regs: &libc::user_regs_struct) -> Result<bool, StopError> {
+    if !was_broken_off(regs) {
+        return Ok(false);
+    }
+    Ok(match stopped.syscall_info()?.abi {
+        Some(Abi::I386) => I386.contains(&regs.orig_rax),
+        _ => X86_64.contains(&(regs.orig_rax & !u64::from(X32_BIT))),
+    })
 }
 
 fn was_broken_off(regs: &libc::user_regs_struct) -> bool {

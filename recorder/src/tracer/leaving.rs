@@ -141,6 +141,7 @@ impl Tracer {
     fn end_threads(&mut self) {
         let live: Vec<Tid> = self.threads.keys().copied().collect();
         for tid in live {
+            self.sign_of_life();
             self.ask_name(tid);
             let Some(thread) = self.threads.get_mut(&tid) else {
                 continue;

@@ -201,9 +201,7 @@ impl Tracer {
         if let Some(space) = space {
             self.begin_thread(tid, space);
         }
-        self.threads
-            .entry(tid)
-            .or_insert_with(|| Thread::new(pid))
+        self.threads.entry(tid).or_insert_with(|| Thread::new(pid))
     }
 
     /// A thread is recorded from here on.

@@ -254,11 +254,8 @@ impl Tracer {
         if !self.staying.is_empty() {
             self.let_stayers_go();
         }
-        let ticked = timer::ticked();
-        if ticked {
-            if let Some(attached) = &self.task.attached {
-                attached.guard.alive();
-            }
+        if timer::ticked() {
+            self.sign_of_life();
             if std::mem::take(&mut self.wake_front) {
                 self.wake_front();
             }
@@ -424,6 +421,13 @@ impl Tracer {
                 self.wake_front();
             }
             _ => {}
+        }
+    }
+
+    /// Tells the guard that the tracer is at work.
+    fn sign_of_life(&self) {
+        if let Some(attached) = &self.task.attached {
+            attached.guard.alive();
         }
     }
 

@@ -13,7 +13,7 @@ use maptrail_tracelog::types::{Pid, SpaceId, Tid};
 
 use super::state::{Pending, Thread};
 use super::window::{TICK, Window};
-use super::{StopError, Stopped, ThreadIx, Tracer};
+use super::{StopError, Stopped, Tracer};
 use crate::code::Source;
 use crate::maps::Maps;
 use crate::mechanism;
@@ -162,6 +162,7 @@ impl Tracer {
         tids.sort_unstable();
         let mut spaces: Vec<(Tid, SpaceId)> = Vec::new();
         for tid in tids {
+            self.sign_of_life();
             self.enter(tid, &mut spaces);
         }
         if spaces.is_empty() {

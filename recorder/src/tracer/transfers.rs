@@ -9,7 +9,7 @@
 use maptrail_tracelog::calls::Abi;
 use maptrail_tracelog::types::Tid;
 
-use super::interruption::IGNORED_BY_DEFAULT;
+use super::interruption::{IGNORED_BY_DEFAULT, SYSCALL};
 use super::{Resume, StopError, Stopped, Tracer};
 use crate::proc;
 use crate::sys::pidfd;
@@ -21,8 +21,6 @@ const MSG_WAITALL: u64 = 0x100;
 const MSG_NOSIGNAL: u64 = 0x4000;
 /// The kernel's own results for calls that start again by themselves: ERESTARTSYS and its kin.
 const STARTS_AGAIN: std::ops::RangeInclusive<i64> = -516..=-512;
-/// Length of the instruction `syscall`.
-const SYSCALL: u64 = 2;
 
 /// A transfer that a thread is in.
 #[derive(Clone, Copy)]

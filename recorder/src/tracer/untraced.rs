@@ -8,6 +8,9 @@ use rustc_hash::FxHashMap;
 use super::Tracer;
 use crate::proc::{self, Turns};
 
+/// Threads that could not be taken up, and are named.
+const LISTED: usize = 5;
+
 /// Threads that are not recorded at this moment.
 pub type UntracedThreads = FxHashMap<Tid, Begun>;
 
@@ -104,8 +107,8 @@ impl Tracer {
     /// Says which threads could not be followed to the end.
     pub(super) fn tell_of_the_left(&mut self) {
         let left: Vec<(Tid, Option<u64>)> = self.capture.left().collect();
-        for (tid, transfer) in left {
-            let name = proc::comm(tid);
+        for (tid, transfer) in left.iter().take(LISTED) {
+            let name = proc::comm(*tid);
             let why = match transfer {
                 Some(number) => format!(
                     "it stood in a call that an interruption would have cut short (number {number})"
@@ -114,6 +117,12 @@ impl Tracer {
             };
             self.uncovered(format!(
                 "the calls of thread {tid} ({name}) were not recorded: {why}"
+            ));
+        }
+        let more = left.len().saturating_sub(LISTED);
+        if more > 0 {
+            self.uncovered(format!(
+                "nor those of {more} other threads: a longer window takes up more of them"
             ));
         }
     }
