@@ -21,7 +21,7 @@ use crate::journal::{self, Journal};
 use crate::sys::guard::Guard;
 use crate::sys::spawn::{self, ChildState, Signals};
 use crate::sys::{asked, timer};
-use crate::target::{self, Choice, Target};
+use crate::target::{Choice, Target};
 use crate::tracer::{Attached, Limits, OPENING_TICK, Task, Tracer};
 
 /// A tracer that gives no sign of life for so long is killed, and the program is free.
@@ -125,20 +125,16 @@ fn trace_target(
         },
         front: None,
         attached: Some(Attached {
+            target,
             choice: options.choice,
             guard,
         }),
     };
     let front = front.try_clone().map_err(|e| format!("dup: {e}"))?;
     let mut tracer = Tracer::new(task, journal, front);
-    tracer.learn_code(target.pid);
+    tracer.learn_code();
     timer::start(OPENING_TICK).map_err(|e| format!("setitimer: {e}"))?;
-    tracer
-        .begin_opening()
-        .map_err(|(tid, e)| target::why_refused(tid, &e))?;
-    if !target.is_same() {
-        return Err("it ended at this moment".into());
-    }
+    tracer.begin_opening();
     Ok(tracer)
 }
 

@@ -67,7 +67,7 @@ impl Tracer {
         let Some(thread) = self.threads.get_mut(&tid) else {
             return self.resume(stopped);
         };
-        thread.undone = false;
+        thread.undone = None;
         thread
             .transfers
             .entered(entry.abi, entry.number, &entry.args);
@@ -195,9 +195,11 @@ impl Tracer {
 
     /// A call that is none of ours returns: nothing may have come of it because of us.
     fn other_exit(&mut self, stopped: Stopped, value: i64) -> Result<(), StopError> {
-        if value == -i64::from(libc::EINTR) && interruption::undo_at_exit(&stopped)? {
+        if value == -i64::from(libc::EINTR)
+            && let Some(rip) = interruption::undo_at_exit(&stopped)?
+        {
             if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
-                thread.undone = true;
+                thread.undone = Some(rip);
             }
             return self.resume(stopped);
         }

@@ -1,21 +1,24 @@
 //! Taking up threads that run already, without harm.
 //!
-//! A thread that is seized goes on as it did: under `syscall` it must stop once before it stops at its
-//! calls. A stop for which nobody interrupts it does (a signal, a new thread); else it is interrupted,
-//! but only where that breaks nothing off that cannot be made good (see [`interruption`]). A thread is
-//! looked at, left alone, and looked at again: one that slept all the while is not about to begin a
-//! transfer, and one that was seen in transfers is waited for with more patience. What cannot be taken
-//! up yet is tried again as long as the window is open.
+//! A thread that is traced goes on as it did: under `syscall` it must stop once before it stops at its
+//! calls. So it is interrupted, but only where that breaks nothing off that cannot be made good (see
+//! [`interruption`]). A thread is looked at, left alone, and looked at again: one that slept all the
+//! while is not about to begin a transfer, and one that was seen in transfers is waited for with more
+//! patience. It is not even traced before that moment, since signals that it ignores would wake it. Those
+//! that make processes come last: for a traced one the kernel does not drop a SIGCHLD that is ignored, and
+//! it may wake any other thread. What cannot be taken up yet is tried again as long as the window is open.
 
-use maptrail_tracelog::types::Tid;
+use maptrail_tracelog::types::{Pid, Tid};
 use rustc_hash::FxHashMap;
 
 use super::interruption::{self, Harm};
-use super::{StopError, Stopped, Tracer};
+use super::{Stop, StopError, Stopped, Thread, Tracer};
+use crate::mechanism;
 use crate::proc::{self, Doing, Turns};
 use crate::sys::ptrace;
 use crate::sys::timer;
 use crate::sys::wait::{self, Event};
+use crate::target::why_refused;
 
 /// So much CPU time a thread must have used without sleeping once before it is interrupted on the run,
 /// nanoseconds: one that is copying a transfer's data would have slept.
@@ -26,13 +29,15 @@ const COMPUTED_AFTER_TRANSFER: u64 = 20_000_000;
 const SLEPT: u64 = 2;
 /// The same for one that was seen in a transfer.
 const SLEPT_AFTER_TRANSFER: u64 = 8;
+/// The same for one that sleeps in a call of those that make processes.
+const SLEPT_AS_MAKER: u64 = 10;
 /// After so many looks a thread that wakes between any two of them is interrupted in its sleep all the
 /// same, unless it was seen in a transfer.
-const RESTLESS: u32 = 100;
+const RESTLESS: u32 = 30;
 /// How long an interrupted thread whose call must be made good is waited for at once, nanoseconds.
 const AT_ONCE_NS: u64 = 1_000_000;
 
-/// Threads that are seized and do not stop at their calls yet.
+/// Threads that are to be traced, and do not stop at their calls yet.
 #[derive(Default)]
 pub struct Capture {
     waiting: FxHashMap<Tid, Waiting>,
@@ -108,7 +113,11 @@ impl Waiting {
             return Verdict::Wait;
         }
         let restless = self.looks > RESTLESS && self.transfer.is_none();
-        match restless || self.slept >= self.patience(SLEPT, SLEPT_AFTER_TRANSFER) {
+        let usual = match interruption::MAKERS.contains(&number) {
+            true => SLEPT_AS_MAKER,
+            false => SLEPT,
+        };
+        match restless || self.slept >= self.patience(usual, SLEPT_AFTER_TRANSFER) {
             true => Verdict::Interrupt(harm),
             false => Verdict::Wait,
         }
@@ -123,9 +132,9 @@ impl Waiting {
 }
 
 impl Capture {
-    /// A thread was seized.
+    /// A thread is to be taken up.
     pub fn begin(&mut self, tid: Tid) {
-        self.waiting.insert(tid, Waiting::default());
+        self.waiting.entry(tid).or_default();
     }
 
     /// A thread stopped, or is gone. True if it was waited for.
@@ -135,8 +144,13 @@ impl Capture {
 
     fn look(&mut self, tid: Tid) -> Verdict {
         let waiting = self.waiting.get_mut(&tid).filter(|w| !w.interrupted);
-        // A thread that is gone is told of by itself.
-        let (Some(waiting), Some(doing)) = (waiting, proc::doing(tid)) else {
+        let Some(waiting) = waiting else {
+            return Verdict::Wait;
+        };
+        let Some(doing) = proc::doing(tid) else {
+            if proc::is_dead(tid) {
+                self.waiting.remove(&tid);
+            }
             return Verdict::Wait;
         };
         let harm = || match doing {
@@ -175,6 +189,9 @@ impl Tracer {
         for tid in tids {
             // On a busy machine this may take long.
             self.sign_of_life();
+            if !self.is_recording() {
+                return Ok(());
+            }
             let Verdict::Interrupt(harm) = self.capture.look(tid) else {
                 continue;
             };
@@ -185,13 +202,39 @@ impl Tracer {
         Ok(())
     }
 
+    /// Begins to trace a thread, and interrupts it. False if it will not stop for that.
     fn interrupt(&mut self, tid: Tid) -> bool {
-        // Refused if it is gone, which is told of by itself.
-        let done = ptrace::interrupt(tid).is_ok();
-        if done && let Some(waiting) = self.capture.waiting.get_mut(&tid) {
+        let Some(attached) = &self.task.attached else {
+            return false;
+        };
+        let tracing = mechanism::tracing(self.task.mechanism, self.task.follow_forks);
+        if let Err(error) = ptrace::seize(tid, tracing) {
+            self.capture.end(tid);
+            // Dead, or made by one that is traced: its first stop tells of it.
+            if proc::is_dead(tid) || proc::tracer_of(tid) == Some(Pid(std::process::id())) {
+                return false;
+            }
+            self.refused.insert(tid);
+            if self.threads.is_empty() {
+                self.refuse(&why_refused(tid, &error));
+            }
+            return false;
+        }
+        if self.threads.is_empty() && !attached.target.is_same() {
+            self.refuse("it ended at this moment");
+            return false;
+        }
+        let mut thread = Thread::new(self.task.root);
+        thread.space = self.root_space();
+        if let Some(space) = thread.space.and_then(|id| self.spaces.get_mut(&id)) {
+            space.threads += 1;
+        }
+        self.threads.insert(tid, thread);
+        if let Some(waiting) = self.capture.waiting.get_mut(&tid) {
             waiting.interrupted = true;
         }
-        done
+        // Refused if it is gone, which is told of by itself.
+        ptrace::interrupt(tid).is_ok()
     }
 
     /// Serves the stop of one thread as soon as it comes.
@@ -216,7 +259,7 @@ impl Tracer {
     }
 
     /// A thread stopped for our interrupt, or for something else: from here on it stops at its calls.
-    pub(super) fn captured(&mut self, stopped: &Stopped) -> Result<(), StopError> {
+    pub(super) fn captured(&mut self, stopped: &Stopped, stop: Stop) -> Result<(), StopError> {
         let tid = stopped.tid();
         let interrupted = self
             .capture
@@ -226,7 +269,8 @@ impl Tracer {
         if self.capture.end(tid) {
             self.recorded_again(tid);
         }
-        if interrupted {
+        // Job control breaks calls off in every program.
+        if interrupted && stop != Stop::Group {
             interruption::undo(stopped)?;
         }
         Ok(())

@@ -61,8 +61,9 @@ pub fn undo(stopped: &Stopped) -> Result<(), StopError> {
 }
 
 /// At the exit of a call that was broken off: it is made again, unless a handler is about to run. (The
-/// kernel would not look at a result that asks for that if no signal is left by now.) True if it is.
-pub fn undo_at_exit(stopped: &Stopped) -> Result<bool, StopError> {
+/// kernel would not look at a result that asks for that if no signal is left by now.) Gives the address of the
+/// instruction if so.
+pub fn undo_at_exit(stopped: &Stopped) -> Result<Option<u64>, StopError> {
     let mut regs = stopped.regs()?;
     let again =
         starts_again(stopped, &regs)? && !proc::awaits_signal(stopped.tid(), &IGNORED_BY_DEFAULT);
@@ -71,15 +72,18 @@ pub fn undo_at_exit(stopped: &Stopped) -> Result<bool, StopError> {
         regs.rax = std::mem::replace(&mut regs.orig_rax, u64::MAX);
         stopped.set_regs(&regs)?;
     }
-    Ok(again)
+    Ok(again.then_some(regs.rip))
 }
 
-/// A call that is about to be made again is broken off after all, by job control.
-pub fn redo(stopped: &Stopped) -> Result<(), StopError> {
+/// The call that is about to be made again at `rip` is broken off after all, by job control.
+pub fn redo(stopped: &Stopped, rip: u64) -> Result<(), StopError> {
     let mut regs = stopped.regs()?;
-    regs.rip = regs.rip.wrapping_add(SYSCALL);
-    regs.rax = (-i64::from(libc::EINTR)).cast_unsigned();
-    stopped.set_regs(&regs)
+    if regs.rip == rip {
+        regs.rip = rip.wrapping_add(SYSCALL);
+        regs.rax = (-i64::from(libc::EINTR)).cast_unsigned();
+        stopped.set_regs(&regs)?;
+    }
+    Ok(())
 }
 
 /// Whether a thread's call was broken off, and is one that returns EINTR for that.
@@ -171,6 +175,10 @@ const CALLS: &[(u64, Kind)] = &[
     (58, Kind::Harmless),  // vfork
     (435, Kind::Harmless), // clone3
 ];
+
+/// Calls in which a thread that makes processes sleeps: `clone`, `fork`, `vfork`, `wait4`, `waitid`,
+/// `clone3`.
+pub const MAKERS: [u64; 6] = [56, 57, 58, 61, 247, 435];
 
 /// What an interrupt would do to a thread that sleeps in call `number`. `file` names what a descriptor
 /// of the thread refers to, as the link in `/proc/PID/fd` does.

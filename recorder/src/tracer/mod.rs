@@ -27,9 +27,10 @@ mod window;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use maptrail_tracelog::record::{Body, Mechanism, WindowEnd};
-use maptrail_tracelog::types::{Nanos, Pid, SpaceId, Stamp, ThreadIx, Tid};
+use maptrail_tracelog::types::{Nanos, Pid, SpaceId, Stamp, Tid};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::code::CodeLog;
@@ -43,7 +44,7 @@ use crate::sys::guard::Guard;
 use crate::sys::ptrace::{Resume, StopError, Stopped};
 use crate::sys::wait::{self, Event, Stop, Stops};
 use crate::sys::{asked, memory, spawn, timer};
-use crate::target::Choice;
+use crate::target::{Choice, Target};
 use crate::unwind::{Frame, Interner, StackCopy, TargetMemory, Unwinder};
 
 pub use limits::Limits;
@@ -81,6 +82,8 @@ pub struct Task {
 
 /// What is particular to a program that ran before.
 pub struct Attached {
+    /// The process, as it was when it was looked at.
+    pub target: Target,
     /// Which threads to follow.
     pub choice: Choice,
     /// Frees the program if the tracer gives no sign of life.
@@ -209,6 +212,10 @@ impl Tracer {
                 Event::Stopped(stopped, stop) => self.serve(stopped, stop),
                 Event::Ended(tid, status) => self.thread_ended(tid, status),
                 Event::Interrupted | Event::Nothing => {}
+                // Those that are to be taken up are not traced yet.
+                Event::NoneLeft if self.is_recording() && !self.capture.is_empty() => {
+                    thread::sleep(OPENING_TICK);
+                }
                 Event::NoneLeft => break,
             }
             self.between_events()?;
@@ -235,9 +242,11 @@ impl Tracer {
         let computes = |(tid, thread): (&Tid, &Thread)| {
             !thread.let_go && !thread.exiting && proc::doing(*tid) == Some(Doing::Runs)
         };
-        let unfinished = |thread: &Thread| thread.transfers.are_unfinished();
-        let patient = self.rest_looks <= REST_LOOKS;
-        !self.threads.values().any(unfinished) && !(patient && self.threads.iter().any(computes))
+        if self.rest_looks <= REST_LOOKS && self.threads.iter().any(computes) {
+            return false;
+        }
+        let mut threads = self.threads.values();
+        threads.all(|thread| !thread.transfers.are_unfinished())
     }
 
     fn let_the_rest_go(&mut self) -> io::Result<()> {
@@ -381,7 +390,7 @@ impl Tracer {
             self.follow_job_control(stop);
         }
         if !self.capture.is_empty() {
-            self.captured(&stopped)?;
+            self.captured(&stopped, stop)?;
         }
         match stop {
             Stop::Seccomp | Stop::Syscall => self.at_call(stopped),
@@ -399,8 +408,8 @@ impl Tracer {
             }
             Stop::Group => {
                 let thread = self.threads.get_mut(&stopped.tid());
-                if thread.is_some_and(|t| t.stopped_by_job_control()) {
-                    interruption::redo(&stopped)?;
+                if let Some(rip) = thread.and_then(Thread::stopped_by_job_control) {
+                    interruption::redo(&stopped, rip)?;
                 }
                 stopped.listen()
             }

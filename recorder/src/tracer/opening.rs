@@ -1,22 +1,20 @@
 //! Opens the window on a program that runs already.
 //!
-//! First every chosen thread is seized and taken up (see [`super::capture`]), while all of them go on;
-//! memory calls are let through unrecorded. When all are taken up, or those that are left need more
+//! First every chosen thread is taken up (see [`super::capture`]), while all of them go on; memory calls
+//! are let through unrecorded. When all are taken up, or those that are left need more
 //! patience, threads are held as they arrive at a memory call until the calls under way are over. Then
 //! the kernel's maps are the truth to start from, and everything after is recorded.
 
-use std::io;
 use std::time::Duration;
 
 use maptrail_tracelog::record::{NotTraced, Origin};
-use maptrail_tracelog::types::{Pid, SpaceId, Tid};
+use maptrail_tracelog::types::{SpaceId, Tid};
 
 use super::state::{Pending, Thread};
 use super::window::{TICK, Window};
 use super::{StopError, Stopped, Tracer};
 use crate::code::Source;
 use crate::maps::Maps;
-use crate::mechanism;
 use crate::proc;
 use crate::sys::{ptrace, timer, wait};
 use crate::unwind::AddressMap;
@@ -46,11 +44,13 @@ impl Opening {
 impl Tracer {
     /// Opens the files that a running program's code comes from, and reads how to unwind in them, before
     /// any thread stops for that.
-    pub fn learn_code(&mut self, pid: Pid) {
-        let maps = proc::threads_of(pid).into_iter().find_map(|tid| {
-            let maps = Maps::new(proc::open_maps(tid).ok()?);
-            Some((tid, maps.all(&mut self.files).ok()?))
-        });
+    pub fn learn_code(&mut self) {
+        let maps = proc::threads_of(self.task.root)
+            .into_iter()
+            .find_map(|tid| {
+                let maps = Maps::new(proc::open_maps(tid).ok()?);
+                Some((tid, maps.all(&mut self.files).ok()?))
+            });
         let Some((tid, vmas)) = maps else { return };
         let source = Source { tid, fd: None };
         let mut nowhere = AddressMap::new();
@@ -62,62 +62,52 @@ impl Tracer {
         modules.read_ahead();
     }
 
-    /// Begins to trace the chosen threads of a program that runs. None of them is stopped by that.
-    ///
-    /// # Errors
-    /// What the kernel said of the first thread, if it refused that one.
-    pub fn begin_opening(&mut self) -> Result<(), (Tid, io::Error)> {
-        self.seize_chosen()?;
+    /// Begins to take up the chosen threads of a program that runs.
+    pub fn begin_opening(&mut self) {
+        self.find_chosen();
         self.window = Window::Opening(Opening {
             since_ns: timer::monotonic_ns(),
             gathered_ns: None,
             held: Vec::new(),
         });
-        Ok(())
     }
 
-    /// Seizes all chosen threads that are not traced yet, until no new one appears. Threads that are
-    /// made meanwhile by a seized one are traced by themselves.
-    pub(super) fn seize_chosen(&mut self) -> Result<(), (Tid, io::Error)> {
+    /// Finds chosen threads that are not traced. (What a traced thread makes is traced by itself.)
+    fn find_chosen(&mut self) {
         let Some(attached) = &self.task.attached else {
-            return Ok(());
+            return;
         };
-        let tracing = mechanism::tracing(self.task.mechanism, self.task.follow_forks);
-        let root = self.task.root;
-        let me = Pid(std::process::id());
-        loop {
-            let strangers = proc::threads_of(root).into_iter().filter(|tid| {
-                !self.threads.contains_key(tid)
-                    && !self.refused.contains(tid)
-                    && attached.choice.takes(*tid, &proc::comm(*tid))
-            });
-            let strangers: Vec<Tid> = strangers.collect();
-            let mut found = false;
-            for tid in strangers {
-                match ptrace::seize(tid, tracing) {
-                    Ok(()) => {
-                        found = true;
-                        let thread = Thread::new(root);
-                        self.threads.insert(tid, thread);
-                        self.capture.begin(tid);
-                    }
-                    // Dead, or made by one that is traced: its first stop tells of it.
-                    Err(_) if proc::is_dead(tid) || proc::tracer_of(tid) == Some(me) => {}
-                    Err(error) if self.threads.is_empty() => return Err((tid, error)),
-                    Err(_) => {
-                        self.refused.insert(tid);
-                    }
-                }
-            }
-            if !found {
-                return Ok(());
+        for tid in proc::threads_of(self.task.root) {
+            let known = self.threads.contains_key(&tid)
+                || self.newborn.contains_key(&tid)
+                || self.refused.contains(&tid);
+            if !known && attached.choice.takes(tid, &proc::comm(tid)) && !proc::is_dead(tid) {
+                self.capture.begin(tid);
             }
         }
+    }
+
+    /// Looks for threads that are to be followed and are not traced, whoever made them; and for those
+    /// that nobody follows.
+    pub(super) fn look_for_threads(&mut self) {
+        self.find_chosen();
+        self.find_untraced();
+    }
+
+    /// Nothing can be recorded.
+    pub(super) fn refuse(&mut self, cause: &str) {
+        self.front.refused(cause);
+        self.journal = None;
+        self.window = Window::Closed;
     }
 
     /// Goes on with the opening.
     pub(super) fn advance_opening(&mut self) {
         let now = timer::monotonic_ns();
+        if self.capture.is_empty() {
+            // Until no new one appears.
+            self.find_chosen();
+        }
         let Window::Opening(opening) = &mut self.window else {
             return;
         };
@@ -166,10 +156,11 @@ impl Tracer {
             self.enter(tid, &mut spaces);
         }
         if spaces.is_empty() {
-            self.window = Window::Closed;
-            self.journal = None;
-            let why = "its maps cannot be read, or it ended at this moment".to_owned();
-            self.front.refused(&why);
+            self.refuse(match self.threads.is_empty() {
+                true => "none of its threads could be taken up without harm: try again, or choose others \
+                         (--tid, --thread-name)",
+                false => "its maps cannot be read, or it ended at this moment",
+            });
         } else {
             self.opened_ns = self.now().0;
             self.sample();
@@ -208,35 +199,12 @@ impl Tracer {
         let Some(thread) = self.threads.get_mut(&tid) else {
             return;
         };
-        if self.capture.awaits(tid) || matches!(thread.pending, Some(Pending::Early)) {
+        if matches!(thread.pending, Some(Pending::Early)) {
             thread.space = Some(space);
             self.untraced_begins(tid, space, NotTraced::Late);
         } else {
             self.begin_thread(tid, space);
         }
-    }
-
-    /// Looks for threads that are to be followed and are not traced: whoever made them was not, or hid
-    /// them. And for those that nobody follows.
-    pub(super) fn look_for_threads(&mut self) {
-        let before: Vec<Tid> = self.threads.keys().copied().collect();
-        // Those that are refused are told of as not traced.
-        let _ = self.seize_chosen();
-        let Some(space) = self.root_space() else {
-            return;
-        };
-        let new = self.threads.keys().filter(|tid| !before.contains(tid));
-        let new: Vec<Tid> = new.copied().collect();
-        for tid in new {
-            if let Some(thread) = self.threads.get_mut(&tid) {
-                thread.space = Some(space);
-            }
-            if let Some(space) = self.spaces.get_mut(&space) {
-                space.threads += 1;
-            }
-            self.untraced_begins(tid, space, NotTraced::Late);
-        }
-        self.find_untraced();
     }
 
     fn tell_of_opening(&mut self) {

@@ -41,8 +41,8 @@ pub struct Thread {
     pub was_stopped: bool,
     /// What it transfers.
     pub transfers: Transfers,
-    /// Its last call was broken off, and goes on unless job control stops it.
-    pub undone: bool,
+    /// Its last call was broken off and is made again, at this address, unless job control stops it.
+    pub undone: Option<u64>,
     /// Time that it spent standing still since that was last looked at, nanoseconds.
     pub cost_ns: u64,
     /// It is not followed, and let go at its next stop.
@@ -67,7 +67,7 @@ impl Thread {
             needs_registers: false,
             was_stopped: false,
             transfers: Transfers::default(),
-            undone: false,
+            undone: None,
             cost_ns: 0,
             let_go: false,
             birth_fix: None,
@@ -82,8 +82,9 @@ impl Thread {
         self.space.is_some() && self.ix != NOT_RECORDED
     }
 
-    /// Job control stops it. True if its call is broken off by that which was let go on before.
-    pub fn stopped_by_job_control(&mut self) -> bool {
+    /// Job control stops it. Gives the place of a call that was to be made again, and is broken off by
+    /// that.
+    pub fn stopped_by_job_control(&mut self) -> Option<u64> {
         self.was_stopped = true;
         std::mem::take(&mut self.undone)
     }

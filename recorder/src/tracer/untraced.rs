@@ -77,9 +77,12 @@ impl Tracer {
 
     /// A thread that was not recorded is, from here on.
     pub(super) fn recorded_again(&mut self, tid: Tid) {
-        let space = self.untraced.get(&tid).map(|begun| begun.space);
         self.untraced_ends(tid);
-        if let Some(space) = space {
+        let thread = self
+            .threads
+            .get(&tid)
+            .filter(|thread| !thread.is_recorded());
+        if let Some(space) = thread.and_then(|thread| thread.space) {
             self.begin_thread(tid, space);
         }
     }
@@ -95,7 +98,8 @@ impl Tracer {
         for tid in proc::threads_of(self.task.root) {
             let known = self.threads.contains_key(&tid) || self.newborn.contains_key(&tid);
             if !known && !self.untraced.contains_key(&tid) && !proc::is_dead(tid) {
-                let why = match self.refused.contains(&tid) {
+                let late = self.refused.contains(&tid) || self.capture.awaits(tid);
+                let why = match late {
                     true => NotTraced::Late,
                     false => NotTraced::NotChosen,
                 };
