@@ -190,6 +190,10 @@ pub fn warn_of_losses(recording: &Recording) {
             "the log ends early, it could not be written: {failure}"
         ));
     }
+    let limit = (recording.report.as_ref()).and_then(|report| report.limit.as_ref());
+    if let Some(limit) = limit {
+        output::warn(&format!("the recording was ended early: {limit}"));
+    }
     let lost = recording.report.as_ref().map_or(0, |report| report.lost);
     if lost > 0 {
         output::warn(&format!("{} events were lost", count(lost)));

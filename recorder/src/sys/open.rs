@@ -15,13 +15,14 @@ pub fn in_root(root: &File, path: &str) -> io::Result<File> {
     if !look.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    openat2(root.as_raw_fd(), &path, libc::O_RDONLY | libc::O_NONBLOCK)
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
+    openat2(root.as_raw_fd(), &path, flags)
 }
 
 fn openat2(dir: i32, path: &CString, flags: i32) -> io::Result<File> {
     // SAFETY: all-zero is a valid open_how.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = (flags | libc::O_CLOEXEC | libc::O_NOCTTY) as u64;
+    how.flags = (flags | libc::O_CLOEXEC) as u64;
     how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
     // SAFETY: the kernel reads one struct of the given size and a C string, and returns a new
     // descriptor that nobody else owns.

@@ -39,6 +39,9 @@ const I386: [u64; 27] = [
     416, 426, 142, 308, 413, 309, 414,
 ];
 
+/// `rt_sigtimedwait` on x86-64 and i386 (the old one and the `time64` form).
+const SIGTIMEDWAIT: [u64; 3] = [128, 177, 421];
+
 /// Before `signal` is delivered: if the program ignores it, the call that it broke off goes on.
 pub fn undo_if_ignored(stopped: &Stopped, signal: i32) -> Result<(), StopError> {
     // The cheap question first: a call that was not broken off is the rule.
@@ -60,30 +63,39 @@ pub fn undo(stopped: &Stopped) -> Result<(), StopError> {
     Ok(())
 }
 
-/// At the exit of a call that was broken off: it is made again, unless a handler is about to run. (The
-/// kernel would not look at a result that asks for that if no signal is left by now.) Gives the address of the
-/// instruction if so.
+/// At the exit of a call that was broken off: it goes on, as after [`undo`]. Gives the place of the thread
+/// if so.
 pub fn undo_at_exit(stopped: &Stopped) -> Result<Option<u64>, StopError> {
     let mut regs = stopped.regs()?;
-    let again =
-        starts_again(stopped, &regs)? && !proc::awaits_signal(stopped.tid(), &IGNORED_BY_DEFAULT);
-    if again {
+    if !starts_again(stopped, &regs)? {
+        return Ok(None);
+    }
+    if SIGTIMEDWAIT.contains(&regs.orig_rax) {
+        // It takes the mark away that a signal has come, and without that the kernel does not look at the
+        // result any more. So it is made again by us, unless a handler is about to run.
+        if proc::awaits_signal(stopped.tid(), &IGNORED_BY_DEFAULT) {
+            return Ok(None);
+        }
         regs.rip = regs.rip.wrapping_sub(SYSCALL);
         regs.rax = std::mem::replace(&mut regs.orig_rax, u64::MAX);
-        stopped.set_regs(&regs)?;
+    } else {
+        regs.rax = (-ERESTARTNOHAND).cast_unsigned();
     }
-    Ok(again.then_some(regs.rip))
+    stopped.set_regs(&regs)?;
+    Ok(Some(regs.rip))
 }
 
-/// The call that is about to be made again at `rip` is broken off after all, by job control.
+/// The call that [`undo_at_exit`] lets go on at `rip` is broken off after all, by job control.
 pub fn redo(stopped: &Stopped, rip: u64) -> Result<(), StopError> {
     let mut regs = stopped.regs()?;
-    if regs.rip == rip {
-        regs.rip = rip.wrapping_add(SYSCALL);
-        regs.rax = (-i64::from(libc::EINTR)).cast_unsigned();
-        stopped.set_regs(&regs)?;
+    if regs.rip != rip {
+        return Ok(());
     }
-    Ok(())
+    if regs.rax.cast_signed() != -ERESTARTNOHAND {
+        regs.rip = rip.wrapping_add(SYSCALL);
+    }
+    regs.rax = (-i64::from(libc::EINTR)).cast_unsigned();
+    stopped.set_regs(&regs)
 }
 
 /// Whether a thread's call was broken off, and is one that returns EINTR for that.

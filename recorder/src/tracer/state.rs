@@ -41,7 +41,7 @@ pub struct Thread {
     pub was_stopped: bool,
     /// What it transfers.
     pub transfers: Transfers,
-    /// Its last call was broken off and is made again, at this address, unless job control stops it.
+    /// Its last call was broken off at this place, and goes on unless job control stops it.
     pub undone: Option<u64>,
     /// Time that it spent standing still since that was last looked at, nanoseconds.
     pub cost_ns: u64,
@@ -82,8 +82,7 @@ impl Thread {
         self.space.is_some() && self.ix != NOT_RECORDED
     }
 
-    /// Job control stops it. Gives the place of a call that was to be made again, and is broken off by
-    /// that.
+    /// Job control stops it. Gives the place of a call that was to go on, and is broken off by that.
     pub fn stopped_by_job_control(&mut self) -> Option<u64> {
         self.was_stopped = true;
         std::mem::take(&mut self.undone)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Attached, BUSY, Victim, attach, let_go, rounds, threads};
+use super::{Attached, BROKEN_OFF_BY_A_KILL, BUSY, Victim, attach, let_go, rounds, threads};
 use crate::common::{finish, until};
 
 /// The process that traces the target, or the one that is about to.
@@ -46,14 +46,26 @@ impl Dice {
     }
 }
 
-#[test]
-fn a_recorder_killed_at_any_instant_leaves_its_target_unharmed() {
-    for line in BUSY {
-        killed_again_and_again(line, rounds(500, 9));
-    }
+/// Whom the rounds kill, in turn.
+#[derive(Clone, Copy)]
+enum Doomed {
+    Front,
+    Tracer,
+    Both,
 }
 
-fn killed_again_and_again(line: &str, rounds: usize) {
+#[test]
+fn a_front_process_killed_at_any_instant_leaves_its_target_unharmed() {
+    killed_again_and_again(BUSY, &[Doomed::Front], rounds(500, 6));
+}
+
+#[test]
+fn a_tracer_killed_at_any_instant_leaves_its_target_unharmed() {
+    let line = format!("unharmed 0 {BROKEN_OFF_BY_A_KILL} shielded");
+    killed_again_and_again(&line, &[Doomed::Tracer, Doomed::Both], rounds(500, 6));
+}
+
+fn killed_again_and_again(line: &str, whom: &[Doomed], rounds: usize) {
     const WINDOW: &str = "100ms";
     let mut victim = Victim::start(line);
     let target = victim.pid();
@@ -72,10 +84,10 @@ fn killed_again_and_again(line: &str, rounds: usize) {
         thread::sleep(after);
         let (front, tracer) = (attached.pid(), tracer(&attached, target));
         without_tracer += usize::from(tracer.is_none());
-        let doomed = match round % 3 {
-            0 => [tracer, None],
-            1 => [Some(front), None],
-            _ => [tracer, Some(front)],
+        let doomed = match whom[round % whom.len()] {
+            Doomed::Front => [Some(front), None],
+            Doomed::Tracer => [tracer, None],
+            Doomed::Both => [tracer, Some(front)],
         };
         for pid in doomed.into_iter().flatten() {
             // It may have ended by itself.

@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::BROKEN_OFF_BY_A_KILL;
 use crate::common::attach::{Started, attach, tracer_of, until_free, until_it_runs_on};
 use crate::common::{
     Run, assert_exact, command, finish, have_or_skip, is_root, number, skip, until, victim,
@@ -46,6 +47,11 @@ struct Left {
 /// A program that notices when it is harmed.
 fn unharmed() -> Command {
     victim_command("unharmed 0 none shielded")
+}
+
+/// The same, when the tracer is about to be killed.
+fn unharmed_by_a_kill() -> Command {
+    victim_command(&format!("unharmed 0 {BROKEN_OFF_BY_A_KILL} shielded"))
 }
 
 /// Begins `program` by way of `launch_as` in the state that `what` says.
@@ -173,7 +179,7 @@ fn a_tracer_in_a_debugger_sets_its_target_free() {
     if !have_or_skip("gdb") {
         return;
     }
-    let mut scene = Scene::open(&mut unharmed(), LONG);
+    let mut scene = Scene::open(&mut unharmed_by_a_kill(), LONG);
     let mut gdb = command("gdb", ["-q", "-nx", "-p", &scene.tracer.to_string()]);
     let gdb = Started::of(&mut gdb, scene.dir.path().join("gdb"));
     scene.assert_target_goes_on();
@@ -294,7 +300,7 @@ fn size(pid: Pid, field: &str) -> u64 {
 
 /// The recorder may use no more memory than it has. It may get along with that, or fail.
 fn no_more_memory(resource: &str, field: &str) {
-    let scene = Scene::open(&mut unharmed(), "3s");
+    let scene = Scene::open(&mut unharmed_by_a_kill(), "3s");
     limit(scene.tracer, resource, size(scene.tracer, field));
     let left = scene.assert_unharmed();
     if left.info["complete"] == true {
@@ -419,7 +425,7 @@ fn no_more_memory_in_the_group(group: &MemoryGroup, target: &mut Command) {
 #[test]
 fn a_recorder_in_a_group_without_memory_does_not_harm() {
     if let Some(group) = MemoryGroup::new("alone") {
-        no_more_memory_in_the_group(&group, &mut unharmed());
+        no_more_memory_in_the_group(&group, &mut unharmed_by_a_kill());
     }
 }
 

@@ -4,12 +4,12 @@ use std::fs;
 
 use nix::unistd::Pid;
 
-use super::{BUSY, Victim, attach, let_go, rounds, threads};
+use super::{BUSY, BUSY_WITH_SIGCHLD, Victim, attach, let_go, rounds, threads};
 use crate::common::until_or;
 
 #[test]
 fn a_busy_target_sees_nothing_of_many_windows() {
-    for line in BUSY {
+    for line in [BUSY, BUSY_WITH_SIGCHLD] {
         let mut victim = Victim::start(line);
         let rounds = rounds(500, 8);
         for round in 0..rounds {
