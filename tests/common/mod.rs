@@ -299,7 +299,7 @@ pub fn assert_exact(log: &Path, errors: &str) {
     );
     assert!(
         number(&verify["checkpoints"]) >= 1,
-        "no checkpoint: {verify:#}"
+        "no checkpoint; the recorder said:\n{errors}\n{info:#}"
     );
     assert_eq!(run.code(), 0, "verify: {}", run.errors());
 }
