@@ -339,7 +339,7 @@ fn wrong_usage_exits_with_2_and_help_with_0() {
         assert!(said.contains("Usage") || said.contains("--help"), "{said}");
     }
     let commands = [
-        "record", "leaks", "maps", "timeline", "who", "events", "verify", "info",
+        "record", "attach", "leaks", "maps", "timeline", "who", "events", "verify", "info",
     ];
     let help = maptrail().arg("--help").output().expect("maptrail runs");
     let help = String::from_utf8(help.stdout).expect("text");
