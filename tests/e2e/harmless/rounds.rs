@@ -5,7 +5,7 @@ use std::fs;
 use nix::unistd::Pid;
 
 use super::{BUSY, BUSY_WITH_SIGCHLD, Victim, attach, let_go, rounds, threads};
-use crate::common::until_or;
+use crate::common::{until, until_or};
 
 #[test]
 fn a_busy_target_sees_nothing_of_many_windows() {
@@ -53,7 +53,10 @@ fn traits(of: Pid) -> String {
 #[test]
 fn a_target_at_rest_is_the_same_after_many_windows() {
     let mut victim = Victim::start("quiet");
-    let before = traits(victim.pid());
+    let before = until("every thread rests", || {
+        let traits = traits(victim.pid());
+        (!traits.contains("State R")).then_some(traits)
+    });
     let rounds = rounds(1000, 15);
     for round in 0..rounds {
         attach(&mut victim, "10ms");
