@@ -5,6 +5,7 @@
 //! looked at and the log is completed.
 
 use std::fs::File;
+use std::io;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread;
 use std::time::Duration;
@@ -15,16 +16,21 @@ use maptrail_tracelog::record::{
 use maptrail_tracelog::types::{Nanos, SpaceId, Tid};
 
 use super::window::{PAGES_BUDGET, Window};
-use super::{Stopped, Tracer};
+use super::{Resume, StopError, Stopped, Thread, Tracer};
 use crate::footprint;
 use crate::front::Report;
 use crate::journal;
+use crate::mechanism;
+use crate::proc::{self, Doing};
 use crate::residency;
+use crate::sys::wait::{self, Event};
 use crate::sys::{spawn, timer};
 use crate::unwind::Unwinder;
 
 /// How often threads are looked at that are not let go yet.
 const LEAVING_TICK: Duration = Duration::from_millis(10);
+/// How often threads that were not let go when the window closed are looked at while that is waited for.
+const REST_LOOKS: u32 = 500;
 
 /// A window whose last checkpoints were taken.
 pub struct Leaving {
@@ -263,5 +269,60 @@ impl Tracer {
             Some(_) => drop(timer::start(LEAVING_TICK)),
             None => self.rest_without_log(),
         }
+    }
+
+    /// An attached program needs nobody when its log is complete and its threads are let go, or sleep:
+    /// these the end of this process lets go, and to wake them would break their calls off. One that
+    /// computes would stop before its next call, at the very moment perhaps, which a call that sleeps
+    /// does not survive (see [`Tracer::let_go_at_entry`]): it is waited for, with patience.
+    pub(super) fn is_done(&mut self) -> bool {
+        let complete = matches!(self.window, Window::Closed) && self.written.is_none();
+        if !complete || self.task.attached.is_none() || !std::mem::take(&mut self.look_at_rest) {
+            return false;
+        }
+        self.rest_looks += 1;
+        let computes = |(tid, thread): (&Tid, &Thread)| {
+            !thread.let_go && !thread.exiting && proc::doing(*tid) == Some(Doing::Runs)
+        };
+        if self.rest_looks <= REST_LOOKS && self.threads.iter().any(computes) {
+            return false;
+        }
+        let mut threads = self.threads.values();
+        threads.all(|thread| !thread.transfers.are_unfinished())
+    }
+
+    pub(super) fn let_the_rest_go(&mut self) -> io::Result<()> {
+        loop {
+            match wait::next(false, mechanism::stops(self.task.mechanism))? {
+                Event::Stopped(stopped, stop) => self.serve(stopped, stop),
+                Event::Ended(tid, status) => self.thread_ended(tid, status),
+                Event::Interrupted | Event::Nothing | Event::NoneLeft => return Ok(()),
+            }
+        }
+    }
+
+    /// A thread that stands before a system call is let go. It is not detached there: the kernel would
+    /// mark it as having a signal (`ptrace_signal_wake_up`), and a call that sleeps would be broken off.
+    pub(super) fn let_go_at_entry(&mut self, stopped: Stopped) -> Result<(), StopError> {
+        if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
+            thread.let_go = true;
+        }
+        self.go(stopped, Resume::Run, 0)
+    }
+
+    /// The thread is to be let go where it stops.
+    pub(super) fn is_free(&self, tid: Tid) -> bool {
+        let thread = self.threads.get(&tid);
+        if thread.is_some_and(|thread| thread.transfers.are_unfinished()) {
+            return false;
+        }
+        self.lets_go() || thread.is_some_and(|thread| thread.let_go)
+    }
+
+    /// The window is closed, and nothing of ours is left in the target: its threads are let go as
+    /// they stop.
+    pub(super) fn lets_go(&self) -> bool {
+        matches!(self.window, Window::Leaving(_) | Window::Closed)
+            && !mechanism::binds(self.task.mechanism)
     }
 }

@@ -39,7 +39,7 @@ use crate::front::{Report, ToFront};
 use crate::journal::{Closing, Journal};
 use crate::maps::FileTable;
 use crate::mechanism;
-use crate::proc::{self, Doing};
+use crate::proc;
 use crate::sys::guard::Guard;
 use crate::sys::ptrace::{Resume, StopError, Stopped};
 use crate::sys::wait::{self, Event, Stop, Stops};
@@ -57,8 +57,6 @@ use state::{Newborn, Space, Staying, Thread};
 use untraced::UntracedThreads;
 use window::Window;
 
-/// How often threads that were not let go when the window closed are looked at while that is waited for.
-const REST_LOOKS: u32 = 500;
 /// Remarks of what could not be seen; more of them say nothing new.
 const MAX_UNCOVERED: usize = 100;
 /// Threads that were served and wait for the rest of their batch to be resumed with it, at most.
@@ -227,36 +225,6 @@ impl Tracer {
         self.complete_now();
         self.wait_for_log();
         Ok(())
-    }
-
-    /// An attached program needs nobody when its log is complete and its threads are let go, or sleep:
-    /// these the end of this process lets go, and to wake them would break their calls off. One that
-    /// computes would stop before its next call, at the very moment perhaps, which a call that sleeps
-    /// does not survive (see [`Tracer::let_go_at_entry`]): it is waited for, with patience.
-    fn is_done(&mut self) -> bool {
-        let complete = matches!(self.window, Window::Closed) && self.written.is_none();
-        if !complete || self.task.attached.is_none() || !std::mem::take(&mut self.look_at_rest) {
-            return false;
-        }
-        self.rest_looks += 1;
-        let computes = |(tid, thread): (&Tid, &Thread)| {
-            !thread.let_go && !thread.exiting && proc::doing(*tid) == Some(Doing::Runs)
-        };
-        if self.rest_looks <= REST_LOOKS && self.threads.iter().any(computes) {
-            return false;
-        }
-        let mut threads = self.threads.values();
-        threads.all(|thread| !thread.transfers.are_unfinished())
-    }
-
-    fn let_the_rest_go(&mut self) -> io::Result<()> {
-        loop {
-            match wait::next(false, mechanism::stops(self.task.mechanism))? {
-                Event::Stopped(stopped, stop) => self.serve(stopped, stop),
-                Event::Ended(tid, status) => self.thread_ended(tid, status),
-                Event::Interrupted | Event::Nothing | Event::NoneLeft => return Ok(()),
-            }
-        }
     }
 
     fn between_events(&mut self) -> io::Result<()> {
@@ -482,31 +450,6 @@ impl Tracer {
             // To resume is refused only if its death is about to be reported.
             let _ = stopped.resume(how, signal);
         }
-    }
-
-    /// A thread that stands before a system call is let go. It is not detached there: the kernel would
-    /// mark it as having a signal (`ptrace_signal_wake_up`), and a call that sleeps would be broken off.
-    fn let_go_at_entry(&mut self, stopped: Stopped) -> Result<(), StopError> {
-        if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
-            thread.let_go = true;
-        }
-        self.go(stopped, Resume::Run, 0)
-    }
-
-    /// The thread is to be let go where it stops.
-    fn is_free(&self, tid: Tid) -> bool {
-        let thread = self.threads.get(&tid);
-        if thread.is_some_and(|thread| thread.transfers.are_unfinished()) {
-            return false;
-        }
-        self.lets_go() || thread.is_some_and(|thread| thread.let_go)
-    }
-
-    /// The window is closed, and nothing of ours is left in the target: its threads are let go as
-    /// they stop.
-    fn lets_go(&self) -> bool {
-        matches!(self.window, Window::Leaving(_) | Window::Closed)
-            && !mechanism::binds(self.task.mechanism)
     }
 
     /// What threads do is written down, or will be.
