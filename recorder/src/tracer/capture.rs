@@ -12,6 +12,7 @@ use maptrail_tracelog::types::{Pid, Tid};
 use rustc_hash::FxHashMap;
 
 use super::interruption::{self, Harm};
+use super::window::Window;
 use super::{Stop, StopError, Stopped, Thread, Tracer};
 use crate::mechanism;
 use crate::proc::{self, Doing, Turns};
@@ -198,6 +199,9 @@ impl Tracer {
             if self.interrupt(tid) && harm == Harm::Undone {
                 self.serve_at_once(tid)?;
             }
+        }
+        if let Window::Opening(opening) = &mut self.window {
+            opening.looked();
         }
         Ok(())
     }

@@ -21,20 +21,36 @@ use crate::unwind::AddressMap;
 
 /// How often threads that are not taken up yet are looked at while the window opens.
 pub const OPENING_TICK: Duration = Duration::from_millis(1);
-/// How long the window waits for threads that cannot be taken up at once, nanoseconds.
+/// How long the window waits for threads that cannot be taken up at once, nanoseconds, ...
 const PATIENCE_NS: u64 = 300_000_000;
+/// ... and how many looks at each of them, on a machine that is too busy for many in that time, ...
+const LOOKS: u32 = 100;
+/// ... but no longer than this.
+const LONGEST_NS: u64 = 10_000_000_000;
 /// How long threads are held for calls of others that are under way, nanoseconds.
 const HELD_NS: u64 = 50_000_000;
 
 /// A window that opens.
 pub struct Opening {
     since_ns: u64,
+    looks: u32,
     /// Since when threads that arrive at a memory call are held; `None` while they are taken up.
     gathered_ns: Option<u64>,
     held: Vec<Stopped>,
 }
 
 impl Opening {
+    /// All threads that are to be taken up were looked at once more.
+    pub fn looked(&mut self) {
+        self.looks = self.looks.saturating_add(1);
+    }
+
+    /// Whether those that are left have had their time; `none` is taken up so far.
+    fn is_patience_over(&self, now: u64, none: bool) -> bool {
+        let passed = now.saturating_sub(self.since_ns);
+        passed > LONGEST_NS || (passed > PATIENCE_NS && self.looks > LOOKS && !none)
+    }
+
     /// Those that are held.
     pub fn into_held(self) -> Vec<Stopped> {
         self.held
@@ -52,10 +68,14 @@ impl Tracer {
                 Some((tid, maps.all(&mut self.files).ok()?))
             });
         let Some((tid, vmas)) = maps else { return };
+        let Some(attached) = &self.task.attached else {
+            return;
+        };
         let source = Source { tid, fd: None };
         let mut nowhere = AddressMap::new();
         let modules = &mut self.unwinder.modules;
         for vma in vmas.iter().filter(|vma| vma.perms.executable()) {
+            attached.guard.alive();
             self.code
                 .add(modules, &mut nowhere, source, vma, &self.files);
         }
@@ -67,6 +87,7 @@ impl Tracer {
         self.find_chosen();
         self.window = Window::Opening(Opening {
             since_ns: timer::monotonic_ns(),
+            looks: 0,
             gathered_ns: None,
             held: Vec::new(),
         });
@@ -78,6 +99,7 @@ impl Tracer {
             return;
         };
         for tid in proc::threads_of(self.task.root) {
+            attached.guard.alive();
             let known = self.threads.contains_key(&tid)
                 || self.newborn.contains_key(&tid)
                 || self.refused.contains(&tid);
@@ -108,11 +130,12 @@ impl Tracer {
             // Until no new one appears.
             self.find_chosen();
         }
+        let none = self.threads.is_empty();
         let Window::Opening(opening) = &mut self.window else {
             return;
         };
         match opening.gathered_ns {
-            None if self.capture.is_empty() || now - opening.since_ns > PATIENCE_NS => {
+            None if self.capture.is_empty() || opening.is_patience_over(now, none) => {
                 opening.gathered_ns = Some(now);
             }
             None => return,

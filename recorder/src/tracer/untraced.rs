@@ -96,6 +96,7 @@ impl Tracer {
             return;
         };
         for tid in proc::threads_of(self.task.root) {
+            self.sign_of_life();
             let known = self.threads.contains_key(&tid) || self.newborn.contains_key(&tid);
             if !known && !self.untraced.contains_key(&tid) && !proc::is_dead(tid) {
                 let late = self.refused.contains(&tid) || self.capture.awaits(tid);
