@@ -34,7 +34,7 @@ const SLEPT_AFTER_TRANSFER: u64 = 8;
 const SLEPT_AS_MAKER: u64 = 10;
 /// After so many looks a thread that wakes between any two of them is interrupted in its sleep all the
 /// same, unless it was seen in a transfer.
-const RESTLESS: u32 = 30;
+const RESTLESS: u32 = 10;
 /// How long an interrupted thread whose call must be made good is waited for at once, nanoseconds.
 const AT_ONCE_NS: u64 = 1_000_000;
 
