@@ -19,6 +19,9 @@ use crate::proc;
 use crate::sys::spawn;
 use crate::tracer::{self, Tracer};
 
+/// What the tracer's process is called.
+pub const TRACER_NAME: &str = "mt-tracer";
+
 /// Whether recording is possible here at all.
 ///
 /// # Errors
@@ -85,14 +88,13 @@ pub fn trace(
 /// Who kills everything that is called maptrail (`pkill maptrail`, `pkill -f`) means the process that was
 /// started. If that dies this one follows, in order; killed with it, it would leave the target in the lurch.
 fn take_other_name() {
-    const NAME: &str = "mt-tracer";
     // Where a name cannot be changed it stays.
-    let _ = fs::write("/proc/self/comm", NAME);
+    let _ = fs::write("/proc/self/comm", TRACER_NAME);
     let Some(range) = proc::arguments_of_this_process() else {
         return;
     };
     let mut line = vec![0; usize::try_from(range.len()).unwrap_or(0)];
-    for (to, from) in line.iter_mut().zip(NAME.bytes()) {
+    for (to, from) in line.iter_mut().zip(TRACER_NAME.bytes()) {
         *to = from;
     }
     if let Ok(memory) = File::options().write(true).open("/proc/self/mem") {

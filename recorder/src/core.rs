@@ -93,6 +93,15 @@ impl Follower {
     pub fn new() -> Follower {
         Follower {
             able: Able::new(),
+            ..Follower::nowhere()
+        }
+    }
+
+    /// Follows nobody, ever.
+    #[must_use]
+    pub fn nowhere() -> Follower {
+        Follower {
+            able: None,
             last: Tid(0),
             same: 0,
             stops: 0,

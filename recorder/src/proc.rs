@@ -41,6 +41,13 @@ fn effective_id(tid: Tid, key: &str) -> Option<u32> {
         .ok()
 }
 
+/// The process that started it.
+#[must_use]
+pub fn parent_of(pid: Pid) -> Option<Pid> {
+    let parent = stat_field(Tid(pid.0), 4)?;
+    u32::try_from(parent).ok().filter(|pid| *pid != 0).map(Pid)
+}
+
 /// The process that traces it, if any.
 #[must_use]
 pub fn tracer_of(tid: Tid) -> Option<Pid> {

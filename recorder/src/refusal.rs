@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 
 use maptrail_tracelog::types::{Pid, Tid};
 
+use crate::background::TRACER_NAME;
 use crate::proc;
 
 /// Bit of CAP_SYS_PTRACE in a set of capabilities.
@@ -24,6 +25,16 @@ pub fn why_refused(tid: Tid, error: &io::Error) -> String {
 /// Says that a process has a tracer already.
 #[must_use]
 pub fn traced_by(tracer: Pid) -> String {
+    if proc::comm(Tid(tracer.0)) == TRACER_NAME {
+        // To end that process itself would harm what it records.
+        return match proc::parent_of(tracer) {
+            Some(front) => format!(
+                "another maptrail (pid {front}) records it already, and a process has one tracer; end \
+                 that recording first"
+            ),
+            None => "another maptrail records it already, and a process has one tracer".into(),
+        };
+    }
     traced_by_name(&shown(&proc::comm(Tid(tracer.0))), tracer)
 }
 

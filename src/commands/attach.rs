@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long)]
     follow_forks: bool,
 
-    /// Do less, or stop recording, when it costs the process more than this part of its time, in
+    /// Stop recording when it costs the process more than this part of its time, in
     /// percent; 0 is no limit
     #[arg(long, value_name = "PCT", default_value_t = 20)]
     max_slowdown: u32,
@@ -78,7 +78,7 @@ struct ProcessArg {
     process: Option<u32>,
 
     /// The same
-    #[arg(short, value_name = "PID", value_parser = parse_id, allow_negative_numbers = true)]
+    #[arg(short, long, value_name = "PID", value_parser = parse_id, allow_negative_numbers = true)]
     pid: Option<u32>,
 }
 

@@ -276,6 +276,9 @@ impl Tracer {
     /// computes would stop before its next call, at the very moment perhaps, which a call that sleeps
     /// does not survive (see [`Tracer::let_go_at_entry`]): it is waited for, with patience.
     pub(super) fn is_done(&mut self) -> bool {
+        if self.given_up {
+            return true;
+        }
         let complete = matches!(self.window, Window::Closed) && self.written.is_none();
         if !complete || self.task.attached.is_none() || !std::mem::take(&mut self.look_at_rest) {
             return false;

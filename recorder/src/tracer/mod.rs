@@ -125,6 +125,8 @@ pub struct Tracer {
     window: Window,
     /// When it opened, in the log's time.
     opened_ns: u64,
+    /// Nothing can be recorded: all threads are let go by the end of this process.
+    given_up: bool,
     /// The threads that are not let go yet are to be looked at ...
     look_at_rest: bool,
     /// ... and were so many times.
@@ -158,6 +160,11 @@ impl Tracer {
     /// A tracer that traces nobody yet.
     #[must_use]
     pub fn new(task: Task, journal: Journal, front: ToFront) -> Tracer {
+        // A program that ran before is never made to wait for a tracer of the idle class.
+        let follower = match task.attached {
+            Some(_) => Follower::nowhere(),
+            None => Follower::new(),
+        };
         Tracer {
             task,
             front,
@@ -174,6 +181,7 @@ impl Tracer {
             ready: Vec::with_capacity(RESUMED_TOGETHER),
             window: Window::Waiting,
             opened_ns: 0,
+            given_up: false,
             look_at_rest: false,
             rest_looks: 0,
             cost: Cost::default(),
@@ -186,7 +194,7 @@ impl Tracer {
             stacks: Interner::new(),
             stack: StackCopy::new(),
             frames: Vec::with_capacity(crate::unwind::MAX_FRAMES),
-            follower: Follower::new(),
+            follower,
             root_stopped: false,
             wake_front: false,
             ticks: 0,

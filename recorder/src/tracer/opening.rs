@@ -121,6 +121,7 @@ impl Tracer {
         self.front.refused(cause);
         self.journal = None;
         self.window = Window::Closed;
+        self.given_up = true;
     }
 
     /// Goes on with the opening.
@@ -179,7 +180,9 @@ impl Tracer {
             self.enter(tid, &mut spaces);
         }
         if spaces.is_empty() {
+            let ended = (self.task.attached.as_ref()).is_some_and(|a| !a.target.is_same());
             self.refuse(match self.threads.is_empty() {
+                _ if ended => "it ended at this moment",
                 true => "none of its threads could be taken up without harm: try again, or choose others \
                          (--tid, --thread-name)",
                 false => "its maps cannot be read, or it ended at this moment",

@@ -221,8 +221,10 @@ impl Tracer {
     pub(super) fn close_window(&mut self, why: WindowEnd) {
         match self.window {
             Window::Open => {}
-            // The program never ran, or was never taken up.
-            Window::Waiting | Window::Opening(_) => return self.finish_window(),
+            // The program never ran.
+            Window::Waiting => return self.finish_window(),
+            // It was never taken up.
+            Window::Opening(_) => return self.end_now(why),
             Window::Closing(_) | Window::Leaving(_) | Window::Closed => return,
         }
         let busy = |id: &&SpaceId| self.spaces.get(id).is_some_and(|s| s.in_flight > 0);
@@ -286,12 +288,12 @@ impl Tracer {
     }
 
     fn end_now(&mut self, why: WindowEnd) {
-        if let Window::Closing(closing) = &mut self.window {
-            closing.why = why;
-        } else {
-            self.window = Window::Closing(Closing::new(why, self.now().0, FxHashSet::default()));
-        }
-        self.finish_window();
+        let held = match std::mem::replace(&mut self.window, Window::Waiting) {
+            Window::Closing(closing) => closing.held,
+            Window::Opening(opening) => opening.into_held(),
+            _ => Vec::new(),
+        };
+        self.end(why, 0, held);
     }
 }
 
