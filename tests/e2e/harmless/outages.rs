@@ -19,8 +19,8 @@ use tempfile::TempDir;
 use super::BROKEN_OFF_BY_A_KILL;
 use crate::common::attach::{Started, attach, tracer_of, until_free, until_it_runs_on};
 use crate::common::{
-    Run, assert_exact, command, finish, have_or_skip, is_root, json, number, skip, until, victim,
-    victim_command,
+    Run, assert_whole_and_no_drift, command, finish, have_or_skip, is_root, json, number, skip,
+    until, victim, victim_command,
 };
 use crate::survival::reads;
 
@@ -121,7 +121,7 @@ impl Scene {
         let again = self.dir.path().join("again");
         let run = Run::of(&mut attach(self.target.pid(), &again, "300ms"));
         assert_eq!(run.code(), 0, "attaching again: {}", run.errors());
-        assert_exact(&again, &run.errors());
+        assert_whole_and_no_drift(&again, &run.errors());
         assert_content(&mut self.target);
         let info = reads(&self.log).expect("a log");
         Left {
@@ -149,7 +149,7 @@ impl Left {
     }
 
     fn assert_in_order(&self) {
-        assert_exact(&self.log, &self.said);
+        assert_whole_and_no_drift(&self.log, &self.said);
         assert_eq!(self.status.code(), Some(0), "{}", self.said);
         assert!(self.said.contains("memory calls in"), "{}", self.said);
     }
@@ -215,7 +215,7 @@ fn a_killed_front_process_closes_the_window_in_order() {
     let tracer = PathBuf::from(format!("/proc/{}", scene.tracer));
     until("the tracer has left", || (!tracer.exists()).then_some(()));
     let left = scene.assert_unharmed();
-    assert_exact(&left.log, &left.said);
+    assert_whole_and_no_drift(&left.log, &left.said);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn a_terminal_that_is_closed_closes_the_window_in_order() {
     assert_goes_on(&mut target);
     let status = finish(&mut front, "attach without its terminal");
     assert_eq!(status.code(), Some(0), "{status:?}");
-    assert_exact(&log, &said);
+    assert_whole_and_no_drift(&log, &said);
     let info = json(&log, &["info"]);
     let end = info["end"].as_str().unwrap_or_default();
     assert!(end.contains("asked"), "{info:#}");
