@@ -3,13 +3,14 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
 use std::thread;
 
-use nix::pty::openpty;
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -18,8 +19,8 @@ use tempfile::TempDir;
 use super::BROKEN_OFF_BY_A_KILL;
 use crate::common::attach::{Started, attach, tracer_of, until_free, until_it_runs_on};
 use crate::common::{
-    Run, assert_exact, command, finish, have_or_skip, is_root, number, skip, until, victim,
-    victim_command,
+    Run, assert_whole_and_no_drift, command, finish, have_or_skip, is_root, json, number, skip,
+    until, victim, victim_command,
 };
 use crate::survival::reads;
 
@@ -120,7 +121,7 @@ impl Scene {
         let again = self.dir.path().join("again");
         let run = Run::of(&mut attach(self.target.pid(), &again, "300ms"));
         assert_eq!(run.code(), 0, "attaching again: {}", run.errors());
-        assert_exact(&again, &run.errors());
+        assert_whole_and_no_drift(&again, &run.errors());
         assert_content(&mut self.target);
         let info = reads(&self.log).expect("a log");
         Left {
@@ -148,7 +149,7 @@ impl Left {
     }
 
     fn assert_in_order(&self) {
-        assert_exact(&self.log, &self.said);
+        assert_whole_and_no_drift(&self.log, &self.said);
         assert_eq!(self.status.code(), Some(0), "{}", self.said);
         assert!(self.said.contains("memory calls in"), "{}", self.said);
     }
@@ -214,7 +215,7 @@ fn a_killed_front_process_closes_the_window_in_order() {
     let tracer = PathBuf::from(format!("/proc/{}", scene.tracer));
     until("the tracer has left", || (!tracer.exists()).then_some(()));
     let left = scene.assert_unharmed();
-    assert_exact(&left.log, &left.said);
+    assert_whole_and_no_drift(&left.log, &left.said);
 }
 
 #[test]
@@ -223,16 +224,24 @@ fn a_terminal_that_is_closed_closes_the_window_in_order() {
     let log = dir.path().join("log");
     let mut target = Started::of(&mut unharmed(), dir.path().join("target"));
     target.until_it_says("working");
-    let pty = openpty(None, None).expect("a terminal");
-    let end = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
+    // Nobody else may hold this end of the terminal, or it would not be closed.
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let mut terminal = posix_openpt(flags).expect("a terminal");
+    grantpt(&terminal).expect("a terminal");
+    unlockpt(&terminal).expect("a terminal");
+    let name = ptsname_r(&terminal).expect("a terminal's name");
+    let other_end = || {
+        let mut options = File::options();
+        options.read(true).write(true);
+        let other_end = options.custom_flags(OFlag::O_NOCTTY.bits()).open(&name);
+        other_end.expect("a terminal")
+    };
     let mut front = launched("tty", &attach(target.pid(), &log, LONG))
-        .stdin(end(&pty.slave))
-        .stdout(end(&pty.slave))
-        .stderr(end(&pty.slave))
+        .stdin(other_end())
+        .stdout(other_end())
+        .stderr(other_end())
         .spawn()
         .expect("launch_as starts");
-    drop(pty.slave);
-    let mut terminal = File::from(pty.master);
     let mut said = String::new();
     while !said.contains("recording") {
         let mut bytes = [0; 1000];
@@ -244,7 +253,10 @@ fn a_terminal_that_is_closed_closes_the_window_in_order() {
     assert_goes_on(&mut target);
     let status = finish(&mut front, "attach without its terminal");
     assert_eq!(status.code(), Some(0), "{status:?}");
-    assert_exact(&log, &said);
+    assert_whole_and_no_drift(&log, &said);
+    let info = json(&log, &["info"]);
+    let end = info["end"].as_str().unwrap_or_default();
+    assert!(end.contains("asked"), "{info:#}");
     assert_content(&mut target);
 }
 
