@@ -1,33 +1,34 @@
-// How long a program is held up: threads that sleep one millisecond in a loop and note how late they wake.
+// How long a program is held up: threads that sleep in a loop and note how late they wake. They sleep one
+// millisecond each, or so long that all together wake 32 times in a millisecond: more would keep a small
+// machine busy, and the pauses would be its own.
 //
 //   pauses [THREADS=64]
 //
 // Prints `working` when every thread runs. Then it reads lines from standard input:
 //   reset    forgets all pauses, and answers `reset`
 //   report   answers {"threads":N,"pause_us":P,"at_ns":T,"median_us":M,"rounds":R} for the time since the
-//            last reset: the longest time that lay between two wake-ups of any thread, less the millisecond
-//            of sleep; the CLOCK_MONOTONIC instant at which it was over; the median over the threads of their
+//            last reset: the longest time that lay between two wake-ups of any thread, less the sleep; the CLOCK_MONOTONIC instant at which it was over; the median over the threads of their
 //            own longest pauses; and the rounds of the thread that made the fewest
 // It ends with its input, and with exit code 1 if a sleep was interrupted or too short.
 #include "truth.h"
 #include <pthread.h>
 
-enum { MOST = 4096, SLEEP_NS = 1000000 };
+enum { MOST = 4096, SHORTEST_NS = 1000000, TOGETHER = 32 };
 
 static struct sleeper {
     atomic_long longest, at, rounds;
     atomic_int runs;
 } sleepers[MOST];
-static long threads;
+static long threads, sleep_ns;
 
 static void *sleeper(void *which) {
     struct sleeper *me = which;
-    const struct timespec nap = {0, SLEEP_NS};
+    const struct timespec nap = {0, sleep_ns};
     long before = now_ns();
     me->runs = 1;
     for (;;) {
         if (nanosleep(&nap, NULL)) die("nanosleep");
-        long now = now_ns(), late = now - before - SLEEP_NS;
+        long now = now_ns(), late = now - before - sleep_ns;
         if (late < 0) {
             dprintf(2, "a sleep ended %ld ns early\n", -late);
             _exit(1);
@@ -67,6 +68,7 @@ int main(int argc, char **argv) {
         dprintf(2, "pauses: 1 to %d threads\n", MOST);
         return 2;
     }
+    sleep_ns = threads > TOGETHER ? SHORTEST_NS / TOGETHER * threads : SHORTEST_NS;
     pthread_attr_t small;
     pthread_attr_init(&small);
     pthread_attr_setstacksize(&small, 64 * KIB);
