@@ -172,7 +172,13 @@ impl Tracer {
         origin: Origin,
         code: AddressMap,
     ) -> Option<SpaceId> {
-        let space = match Space::open(tid, code) {
+        // The first thread's files in /proc stay good as long as the process does.
+        let first = Tid(pid.0);
+        let witness = match proc::is_dead(first) {
+            true => tid,
+            false => first,
+        };
+        let space = match Space::open(witness, code) {
             Ok(space) => space,
             Err(error) => {
                 let name = proc::comm(tid);
