@@ -352,9 +352,11 @@ mod tests {
     #[test]
     fn a_restless_thread_is_interrupted_in_the_end() {
         let mut waiting = Waiting::default();
-        let verdict = (0..=RESTLESS)
-            .map(|n| look(&mut waiting, 35, n.into(), Harm::None))
-            .next_back();
-        assert_eq!(verdict, Some(Verdict::Interrupt(Harm::None)));
+        for turn in 0..RESTLESS {
+            let verdict = look(&mut waiting, 35, turn.into(), Harm::None);
+            assert_eq!(verdict, Verdict::Wait);
+        }
+        let verdict = look(&mut waiting, 35, RESTLESS.into(), Harm::None);
+        assert_eq!(verdict, Verdict::Interrupt(Harm::None));
     }
 }
