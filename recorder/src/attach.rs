@@ -164,7 +164,7 @@ fn wait_for(
                 libc::SIGCHLD => {}
                 // The second time the user will not wait.
                 _ if asked => {
-                    recording.interrupted = true;
+                    recording.interrupted = recording.report.is_none();
                     return Ok(recording);
                 }
                 _ => {

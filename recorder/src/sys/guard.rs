@@ -26,6 +26,13 @@ impl Guard {
         })
     }
 
+    /// There is nobody left to guard.
+    pub fn rest(&self) {
+        // A refusal would leave the timers as they were: on guard.
+        let _ = self.wake.set(Duration::ZERO);
+        let _ = self.kill.set(Duration::ZERO);
+    }
+
     /// A sign of life.
     pub fn alive(&self) {
         // A refusal would leave the timers as they were: on guard.
@@ -59,6 +66,11 @@ impl Timer {
     }
 
     fn start(&self) -> io::Result<()> {
+        self.set(self.limit)
+    }
+
+    /// Sends the signal after `time`; never if that is zero.
+    fn set(&self, time: Duration) -> io::Result<()> {
         let never = libc::timespec {
             tv_sec: 0,
             tv_nsec: 0,
@@ -66,8 +78,8 @@ impl Timer {
         let once = libc::itimerspec {
             it_interval: never,
             it_value: libc::timespec {
-                tv_sec: self.limit.as_secs() as libc::time_t,
-                tv_nsec: libc::c_long::from(self.limit.subsec_nanos()),
+                tv_sec: time.as_secs() as libc::time_t,
+                tv_nsec: libc::c_long::from(time.subsec_nanos()),
             },
         };
         // SAFETY: timer_settime reads one itimerspec; the timer exists as long as `self`.

@@ -83,6 +83,10 @@ impl Waiting {
         harm: impl FnOnce() -> Harm,
     ) -> Verdict {
         self.looks = self.looks.saturating_add(1);
+        if doing == Doing::Nothing {
+            // Stopped by job control, or waiting for a page: there is no call to break off.
+            return Verdict::Interrupt(Harm::None);
+        }
         let Doing::Call { number, .. } = doing else {
             self.asleep = None;
             let now = Sleeps {

@@ -131,7 +131,14 @@ impl Tracer {
 
     /// Nobody is held any more, for whatever reason.
     fn let_all_go(&mut self, held: Vec<Stopped>) {
-        let mut all = held;
+        for stopped in held {
+            // They stand before a call.
+            let _ = match self.lets_go() {
+                true => self.let_go_at_entry(stopped),
+                false => self.resume(stopped),
+            };
+        }
+        let mut all = Vec::new();
         all.extend(self.staying.drain().map(|(_, stayer)| stayer.stopped));
         if self.lets_go() {
             all.extend(self.newborn.drain().map(|(_, newborn)| newborn.stopped));
@@ -198,6 +205,7 @@ impl Tracer {
         };
         let (why, window_ns) = (why.clone(), *window_ns);
         let Some(journal) = &self.journal else {
+            self.window = Window::Closed;
             return;
         };
         let (events, lost) = journal.counts();

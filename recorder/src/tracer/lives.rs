@@ -35,7 +35,7 @@ impl Tracer {
             };
         }
         self.take(&stopped);
-        if !self.is_recording() {
+        if !self.is_recording() && self.task.attached.is_none() {
             // Ticks have ended with the log; this one may need them.
             let _ = timer::start(TICK);
         }
@@ -92,7 +92,9 @@ impl Tracer {
 
     /// When the log is written, ticks are for newborn threads only.
     pub(super) fn rest_without_log(&mut self) {
-        if self.journal.is_none() && self.written.is_none() && self.newborn.is_empty() {
+        // An attached program's threads are looked at until the last is let go.
+        let needed = self.task.attached.is_some() || !self.newborn.is_empty();
+        if self.journal.is_none() && self.written.is_none() && !needed {
             // A failure costs a wake-up now and then.
             let _ = timer::stop();
         }

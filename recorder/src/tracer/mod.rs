@@ -229,6 +229,9 @@ impl Tracer {
         if self.task.attached.is_some() {
             self.let_the_rest_go()?;
         }
+        if let Some(attached) = &self.task.attached {
+            attached.guard.rest();
+        }
         self.finish_window();
         self.complete_now();
         self.wait_for_log();

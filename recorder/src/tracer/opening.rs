@@ -225,7 +225,7 @@ impl Tracer {
         let Some(thread) = self.threads.get_mut(&tid) else {
             return;
         };
-        if matches!(thread.pending, Some(Pending::Early)) {
+        if matches!(thread.pending, Some(Pending::Early)) || self.capture.awaits(tid) {
             thread.space = Some(space);
             self.untraced_begins(tid, space, NotTraced::Late);
         } else {
