@@ -173,6 +173,12 @@ impl Capture {
         self.waiting.contains_key(&tid)
     }
 
+    /// Whether a thread was interrupted and has not stopped yet: its call is not made good.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.waiting.values().any(|waiting| waiting.interrupted)
+    }
+
     /// Nobody is waited for.
     #[must_use]
     pub fn is_empty(&self) -> bool {

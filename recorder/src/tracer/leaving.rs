@@ -295,7 +295,8 @@ impl Tracer {
         let computes = |(tid, thread): (&Tid, &Thread)| {
             !thread.let_go && !thread.exiting && proc::doing(*tid) == Some(Doing::Runs)
         };
-        if self.rest_looks <= REST_LOOKS && self.threads.iter().any(computes) {
+        let busy = self.capture.is_under_way() || self.threads.iter().any(computes);
+        if self.rest_looks <= REST_LOOKS && busy {
             return false;
         }
         let mut threads = self.threads.values();
