@@ -175,23 +175,24 @@ pub enum Doing {
     Nothing,
 }
 
-/// What a thread does; `None` if it is gone, or nobody may know.
-#[must_use]
-pub fn doing(tid: Tid) -> Option<Doing> {
-    let text = fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
+/// What a thread does. Whoever may not trace it may not know.
+pub fn doing(tid: Tid) -> io::Result<Doing> {
+    let text = fs::read_to_string(format!("/proc/{tid}/syscall"))?;
     let mut words = text.split_whitespace();
-    let first = words.next()?;
-    if first == "running" {
-        return Some(Doing::Runs);
-    }
-    let Ok(number) = first.parse() else {
-        return Some(Doing::Nothing);
+    let number = match words.next() {
+        Some("running") => return Ok(Doing::Runs),
+        Some(first) => first.parse(),
+        None => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    };
+    let Ok(number) = number else {
+        return Ok(Doing::Nothing);
     };
     let mut args = [0; 6];
     for (arg, word) in args.iter_mut().zip(words) {
-        *arg = u64::from_str_radix(word.trim_start_matches("0x"), 16).ok()?;
+        let hex = word.trim_start_matches("0x");
+        *arg = u64::from_str_radix(hex, 16).map_err(io::Error::other)?;
     }
-    Some(Doing::Call { number, args })
+    Ok(Doing::Call { number, args })
 }
 
 /// What a thread had of the processor (proc_pid_schedstat: time on it, time waiting for it, turns).

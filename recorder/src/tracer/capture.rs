@@ -8,6 +8,8 @@
 //! that make processes come last: for a traced one the kernel does not drop a SIGCHLD that is ignored, and
 //! it may wake any other thread. What cannot be taken up yet is tried again as long as the window is open.
 
+use std::io::{self, ErrorKind};
+
 use maptrail_tracelog::types::{Pid, Tid};
 use rustc_hash::FxHashMap;
 
@@ -71,6 +73,8 @@ struct Sleeps {
 enum Verdict {
     Interrupt(Harm),
     Wait,
+    /// It may not be traced, nor looked at.
+    Refused,
 }
 
 impl Waiting {
@@ -152,11 +156,16 @@ impl Capture {
         let Some(waiting) = waiting else {
             return Verdict::Wait;
         };
-        let Some(doing) = proc::doing(tid) else {
-            if proc::is_dead(tid) {
-                self.waiting.remove(&tid);
+        let doing = match proc::doing(tid) {
+            Ok(doing) => doing,
+            Err(error) => {
+                if proc::is_dead(tid) {
+                    self.waiting.remove(&tid);
+                } else if error.kind() == ErrorKind::PermissionDenied {
+                    return Verdict::Refused;
+                }
+                return Verdict::Wait;
             }
-            return Verdict::Wait;
         };
         let harm = || match doing {
             Doing::Call { number, args } => {
@@ -195,7 +204,7 @@ impl Tracer {
     /// Looks at all threads that are not taken up yet, and interrupts those that may be. One whose call
     /// must be made good is served at once: if this process died between the interrupt and the repair, it
     /// would see EINTR.
-    pub(super) fn capture(&mut self) -> std::io::Result<()> {
+    pub(super) fn capture(&mut self) -> io::Result<()> {
         let tids: Vec<Tid> = self.capture.waiting.keys().copied().collect();
         for tid in tids {
             // On a busy machine this may take long.
@@ -203,8 +212,13 @@ impl Tracer {
             if !self.is_recording() {
                 return Ok(());
             }
-            let Verdict::Interrupt(harm) = self.capture.look(tid) else {
-                continue;
+            let harm = match self.capture.look(tid) {
+                Verdict::Interrupt(harm) => harm,
+                Verdict::Wait => continue,
+                Verdict::Refused => {
+                    self.not_ours(tid, &io::Error::from_raw_os_error(libc::EPERM));
+                    continue;
+                }
             };
             if self.interrupt(tid) && harm == Harm::Undone {
                 self.serve_at_once(tid)?;
@@ -214,6 +228,15 @@ impl Tracer {
             opening.looked();
         }
         Ok(())
+    }
+
+    /// The kernel does not let us trace a thread.
+    fn not_ours(&mut self, tid: Tid, error: &io::Error) {
+        self.capture.end(tid);
+        self.refused.insert(tid);
+        if self.threads.is_empty() {
+            self.refuse(&why_refused(tid, error));
+        }
     }
 
     /// Begins to trace a thread, and interrupts it. False if it will not stop for that.
@@ -228,10 +251,7 @@ impl Tracer {
             if proc::is_dead(tid) || proc::tracer_of(tid) == Some(Pid(std::process::id())) {
                 return false;
             }
-            self.refused.insert(tid);
-            if self.threads.is_empty() {
-                self.refuse(&why_refused(tid, &error));
-            }
+            self.not_ours(tid, &error);
             return false;
         }
         if self.threads.is_empty() && !attached.target.is_same() {
@@ -252,7 +272,7 @@ impl Tracer {
     }
 
     /// Serves the stop of one thread as soon as it comes.
-    fn serve_at_once(&mut self, tid: Tid) -> std::io::Result<()> {
+    fn serve_at_once(&mut self, tid: Tid) -> io::Result<()> {
         let begin = timer::monotonic_ns();
         loop {
             match wait::now(tid)? {

@@ -12,6 +12,7 @@
 //! breaks calls off in an untraced program, too: that is put back.)
 
 use maptrail_tracelog::calls::{Abi, X32_BIT};
+use maptrail_tracelog::types::Tid;
 
 use crate::proc;
 use crate::sys::ptrace::{StopError, Stopped};
@@ -67,7 +68,7 @@ pub fn undo(stopped: &Stopped) -> Result<(), StopError> {
 /// if so.
 pub fn undo_at_exit(stopped: &Stopped) -> Result<Option<u64>, StopError> {
     let mut regs = stopped.regs()?;
-    if !starts_again(stopped, &regs)? {
+    if !starts_again(stopped, &regs)? || is_an_answer(stopped.tid(), &regs) {
         return Ok(None);
     }
     if SIGTIMEDWAIT.contains(&regs.orig_rax) {
@@ -83,6 +84,18 @@ pub fn undo_at_exit(stopped: &Stopped) -> Result<Option<u64>, StopError> {
     }
     stopped.set_regs(&regs)?;
     Ok(Some(regs.rip))
+}
+
+/// Whether the EINTR of a read or a write may come from whoever serves the file (a file system in user
+/// space, a driver), without any signal.
+fn is_an_answer(tid: Tid, regs: &libc::user_regs_struct) -> bool {
+    let fd = match regs.orig_rax {
+        0 | 1 | 19 | 20 => regs.rdi,
+        3 | 4 | 145 | 146 => regs.rbx,
+        _ => return false,
+    };
+    let file = proc::descriptor(tid, fd);
+    !file.starts_with("socket:") && !file.starts_with("anon_inode:")
 }
 
 /// The call that [`undo_at_exit`] lets go on at `rip` is broken off after all, by job control.

@@ -293,14 +293,12 @@ impl Tracer {
         }
         self.rest_looks += 1;
         let computes = |(tid, thread): (&Tid, &Thread)| {
-            !thread.let_go && !thread.exiting && proc::doing(*tid) == Some(Doing::Runs)
+            !thread.let_go && !thread.exiting && matches!(proc::doing(*tid), Ok(Doing::Runs))
         };
         let busy = self.capture.is_under_way() || self.threads.iter().any(computes);
-        if self.rest_looks <= REST_LOOKS && busy {
-            return false;
-        }
-        let mut threads = self.threads.values();
-        threads.all(|thread| !thread.transfers.are_unfinished())
+        let unfinished = |thread: &Thread| thread.transfers.are_unfinished();
+        let busy = busy || self.threads.values().any(unfinished);
+        self.rest_looks > REST_LOOKS || !busy
     }
 
     pub(super) fn let_the_rest_go(&mut self) -> io::Result<()> {

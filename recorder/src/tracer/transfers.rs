@@ -117,7 +117,9 @@ impl Tracer {
         let Some(transfer) = thread.transfers.current.take() else {
             return Ok(Some(stopped));
         };
-        if STARTS_AGAIN.contains(&value) {
+        // A handler is about to run, which may make an error of that: then what was moved is told.
+        let told = transfer.done > 0 && proc::awaits_signal(tid, &IGNORED_BY_DEFAULT);
+        if STARTS_AGAIN.contains(&value) && !told {
             thread.transfers.rest = Some(transfer).filter(|t| t.done > 0);
             return Ok(Some(stopped));
         }
