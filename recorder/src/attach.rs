@@ -89,6 +89,7 @@ fn begin(
     drop((to_front, options));
     footprint::be_first_to_go(Rank::First);
     spawn::raise_limits();
+    spawn::survive_file_size_limit();
     wait_for(tracer, &name, mechanism, &signals, &from_tracer, warn, tell)
 }
 

@@ -276,6 +276,7 @@ impl Front {
             if let Some(pipe) = status.take_if(|_| status_ready) {
                 self.started(pipe)?;
                 // Where there is no /dev/null they stay open: no reason to leave a running program.
+                spawn::survive_file_size_limit();
                 let _ = spawn::let_go_of_streams(&[signals.as_raw_fd(), from_tracer.as_raw_fd()]);
             }
             while let Some(arrived) = spawn::read_signal(&signals) {

@@ -144,8 +144,10 @@ impl AfterArgs {
             return Ok(None);
         }
         warn_of_losses(recording);
-        // The names of what was not recorded are missed by nobody.
-        if self.symbols == SymbolsArg::Auto && !recorded_nothing(recording) {
+        // The names of what was not recorded are missed by nobody, and where the log did not fit they
+        // do not.
+        let names = !recorded_nothing(recording) && output_failure(recording).is_none();
+        if self.symbols == SymbolsArg::Auto && names {
             write_names(path, recording);
         }
         tell_result(path, recording);

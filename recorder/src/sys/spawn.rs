@@ -189,13 +189,16 @@ pub fn become_background(keep: &[RawFd]) -> io::Result<()> {
 }
 
 /// Lets go of the program's input and output: while somebody else has them open, a pipe does not end
-/// when the program closes it. Keeps standard error and `keep`. Later writes that would exceed the
-/// limit of a file's size fail, and kill nobody.
+/// when the program closes it. Keeps standard error and `keep`.
 pub fn let_go_of_streams(keep: &[RawFd]) -> io::Result<()> {
-    // SAFETY: to ignore is no handler.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     silence(&[0, 1])?;
     close_all_but(keep)
+}
+
+/// From now on a write that would exceed the limit of a file's size fails, and does not kill this process.
+pub fn survive_file_size_limit() {
+    // SAFETY: to ignore is no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Puts `/dev/null` in the place of these descriptors.
