@@ -6,7 +6,6 @@
 //! process dies it closes the window.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -107,13 +106,15 @@ fn trace_target(
     }
     footprint::be_first_to_go(Rank::Second);
     let guard = Guard::new(GUARD).map_err(|e| format!("the guard's timer: {e}"))?;
-    let start_ns = timer::monotonic_ns();
-    let unwritten = |e: io::Error| format!("the log cannot be written: {e}");
-    if !options.log_is_stdout {
-        journal::empty(&options.log).map_err(unwritten)?;
-    }
-    let header = background::header(target.command.clone(), mechanism, start_ns);
-    let journal = Journal::open(options.log, &header, start_ns, PATIENCE).map_err(unwritten)?;
+    let (log, keeps, command) = (options.log, options.log_is_stdout, target.command.clone());
+    let begin_log = move |start_ns| {
+        let log = log.try_clone()?;
+        if !keeps {
+            journal::empty(&log)?;
+        }
+        let header = background::header(command.clone(), mechanism, start_ns);
+        Journal::open(log, &header, start_ns, PATIENCE)
+    };
     let task = Task {
         root: target.pid,
         mechanism,
@@ -129,10 +130,11 @@ fn trace_target(
             target,
             choice: options.choice,
             guard,
+            begin_log: Box::new(begin_log),
         }),
     };
     let front = front.try_clone().map_err(|e| format!("dup: {e}"))?;
-    let mut tracer = Tracer::new(task, journal, front);
+    let mut tracer = Tracer::new(task, None, front);
     tracer.learn_code();
     timer::start(OPENING_TICK).map_err(|e| format!("setitimer: {e}"))?;
     tracer.begin_opening();

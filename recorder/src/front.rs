@@ -51,8 +51,6 @@ pub struct Report {
     pub output_failure: Option<String>,
     /// The limit that closed the window, in words.
     pub limit: Option<String>,
-    /// Threads of the target are still there.
-    pub goes_on: bool,
 }
 
 /// A recording that was made.

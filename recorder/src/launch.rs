@@ -212,7 +212,7 @@ fn trace_program(
         attached: None,
     };
     let front = front.try_clone().map_err(|e| format!("dup: {e}"))?;
-    let mut tracer = Tracer::new(task, journal, front);
+    let mut tracer = Tracer::new(task, Some(journal), front);
     tracer.expect_program();
     link.write_all(b"g")
         .map_err(|e| format!("the program could not be started: {e}"))?;

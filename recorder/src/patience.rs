@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::sys::timer;
 
 /// How long the tracer, and with it the target, waits for an answer.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+pub const PATIENCE: Duration = Duration::from_millis(400);
 
 /// Asks in a thread of its own; `None` if there was no answer in time. The thread stays until there
 /// is one, and nobody hears it then.

@@ -140,16 +140,17 @@ fn stat_field(tid: Tid, number: usize) -> Option<u64> {
         .ok()
 }
 
+/// Every process that is seen.
+pub fn processes() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Pid))
+}
+
 /// Every thread that this process traces.
 pub fn traced_by_this_process() -> impl Iterator<Item = Tid> {
     let me = Pid(std::process::id());
-    let numbers = |dir: &str| {
-        let entries = fs::read_dir(dir).into_iter().flatten();
-        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-    };
-    numbers("/proc")
-        .flat_map(move |pid| numbers(&format!("/proc/{pid}/task")).map(Tid))
-        .filter(move |tid| tracer_of(*tid) == Some(me))
+    let threads = processes().flat_map(threads_of);
+    threads.filter(move |tid| tracer_of(*tid) == Some(me))
 }
 
 /// How many mappings the kernel lets a space have; 0 if it does not say.
@@ -211,7 +212,8 @@ pub fn turns(tid: Tid) -> Option<Turns> {
     let mut numbers = text.split_whitespace().map(str::parse);
     let ran_ns = numbers.next()?.ok()?;
     let turns = numbers.nth(1)?.ok()?;
-    Some(Turns { ran_ns, turns })
+    // A kernel that does not count says 0 of everybody.
+    (turns > 0).then_some(Turns { ran_ns, turns })
 }
 
 /// How often a thread gave the processor up by itself.
@@ -228,6 +230,15 @@ pub fn descriptor(tid: Tid, fd: u64) -> String {
         |_| String::new(),
         |name| name.to_string_lossy().into_owned(),
     )
+}
+
+/// Whether reads and writes through a descriptor of a thread never wait (proc_pid_fdinfo(5), `flags`).
+#[must_use]
+pub fn is_nonblocking(tid: Tid, fd: u64) -> bool {
+    let text = read_text(&format!("/proc/{tid}/fdinfo/{fd}")).unwrap_or_default();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_NONBLOCK != 0)
 }
 
 /// Whether a thread is gone, or a zombie.

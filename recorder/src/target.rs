@@ -6,6 +6,8 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use glob::Pattern;
 use maptrail_tracelog::types::{Pid, Tid};
@@ -138,6 +140,19 @@ impl Target {
             ready.is_ok_and(|ready| ready.contains(&true))
         });
         !ended && Stat::read(Tid(self.pid.0)).is_ok_and(|stat| stat.start_time == self.start_time)
+    }
+
+    /// Whether it is still the same after `time`.
+    #[must_use]
+    pub fn outlives(&self, time: Duration) -> bool {
+        let begin = Instant::now();
+        while self.is_same() {
+            if begin.elapsed() >= time {
+                return true;
+            }
+            thread::sleep(time / 20);
+        }
+        false
     }
 
     /// What [`Target::is_same`] asks.

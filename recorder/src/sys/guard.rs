@@ -17,8 +17,8 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// On guard from now on: this process is sent SIGCONT when it was silent for half of `limit`, and
-    /// SIGKILL after all of it.
+    /// From the first sign of life on, this process is sent SIGCONT when it was silent for half of
+    /// `limit`, and SIGKILL after all of it.
     pub fn new(limit: Duration) -> io::Result<Guard> {
         Ok(Guard {
             wake: Timer::new(libc::SIGCONT, limit / 2)?,
@@ -60,9 +60,7 @@ impl Timer {
         if answer < 0 {
             return Err(io::Error::last_os_error());
         }
-        let timer = Timer { id, limit };
-        timer.start()?;
-        Ok(timer)
+        Ok(Timer { id, limit })
     }
 
     fn start(&self) -> io::Result<()> {

@@ -14,6 +14,7 @@ use maptrail_tracelog::types::{Pid, Tid};
 use rustc_hash::FxHashMap;
 
 use super::interruption::{self, Harm};
+use super::opening::ENDED;
 use super::window::Window;
 use super::{Stop, StopError, Stopped, Thread, Tracer};
 use crate::mechanism;
@@ -223,6 +224,8 @@ impl Tracer {
             if self.interrupt(tid) && harm == Harm::Undone {
                 self.serve_at_once(tid)?;
             }
+            // Nor does any thread stand until all are looked at.
+            self.serve_waiting()?;
         }
         if let Window::Opening(opening) = &mut self.window {
             opening.looked();
@@ -234,7 +237,7 @@ impl Tracer {
     fn not_ours(&mut self, tid: Tid, error: &io::Error) {
         self.capture.end(tid);
         self.refused.insert(tid);
-        if self.threads.is_empty() {
+        if self.threads.is_empty() && self.is_opening() {
             self.refuse(&why_refused(tid, error));
         }
     }
@@ -255,7 +258,12 @@ impl Tracer {
             return false;
         }
         if self.threads.is_empty() && !attached.target.is_same() {
-            self.refuse("it ended at this moment");
+            // Another process, which has its pid by now: it is let go where it stops.
+            self.capture.end(tid);
+            self.threads.insert(tid, Thread::new(self.task.root));
+            if self.is_opening() {
+                self.refuse(ENDED);
+            }
             return false;
         }
         let mut thread = Thread::new(self.task.root);

@@ -228,11 +228,10 @@ pub fn harm(number: u64, args: &[u64; 6], file: impl FnOnce(u64) -> String) -> H
         // What gives whatever there is, as soon as there is some. A read that sleeps has none yet.
         Kind::ByFile => {
             let name = file(args[0]);
-            let gives_what_there_is = ["pipe:", "socket:", "anon_inode:", "/dev/pts/", "/dev/tty"];
-            match gives_what_there_is
-                .iter()
-                .any(|kind| name.starts_with(kind))
-            {
+            // No serial lines: some wait for more than one byte.
+            let gives_what_there_is = ["pipe:", "socket:", "anon_inode:", "/dev/pts/"];
+            let mut kinds = gives_what_there_is.iter();
+            match name == "/dev/tty" || kinds.any(|kind| name.starts_with(kind)) {
                 true => Harm::Undone,
                 false => Harm::Perhaps,
             }

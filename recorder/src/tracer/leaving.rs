@@ -15,6 +15,7 @@ use maptrail_tracelog::record::{
 };
 use maptrail_tracelog::types::{Nanos, SpaceId, Tid};
 
+use super::state::NOT_RECORDED;
 use super::window::{PAGES_BUDGET, Window};
 use super::{Resume, StopError, Stopped, Thread, Tracer};
 use crate::footprint;
@@ -62,7 +63,7 @@ impl Tracer {
         let (to_us, pages) = channel();
         let window_ns = self.now().0;
         self.tell_of_the_left();
-        self.all_untraced_end();
+        self.find_untraced();
         let spaces: Vec<SpaceId> = self.spaces.keys().copied().collect();
         let in_flight: Vec<(SpaceId, Vec<InFlight>)> = spaces
             .iter()
@@ -81,14 +82,17 @@ impl Tracer {
             let how = SpaceEnd::Window;
             self.record(Body::SpaceEnd { space: id, how });
         }
+        self.all_untraced_end();
         self.window = Window::Leaving(Leaving {
             why,
             window_ns,
             pages,
         });
-        self.let_all_go(held);
-        self.end_threads();
         self.spaces.clear();
+        for thread in self.threads.values_mut() {
+            thread.space = None;
+        }
+        self.let_all_go(held);
         let look = move || {
             timer::block_signals_in_this_thread();
             for look in looks {
@@ -106,6 +110,7 @@ impl Tracer {
         let _ = thread::Builder::new()
             .name("maptrail-pages".into())
             .spawn(look);
+        self.end_threads();
         self.complete_if_looked();
     }
 
@@ -130,7 +135,7 @@ impl Tracer {
     }
 
     /// Nobody is held any more, for whatever reason.
-    fn let_all_go(&mut self, held: Vec<Stopped>) {
+    pub(super) fn let_all_go(&mut self, held: Vec<Stopped>) {
         for stopped in held {
             // They stand before a call.
             let _ = match self.lets_go() {
@@ -155,22 +160,28 @@ impl Tracer {
         let live: Vec<Tid> = self.threads.keys().copied().collect();
         for tid in live {
             self.sign_of_life();
-            self.ask_name(tid);
-            let Some(thread) = self.threads.get_mut(&tid) else {
-                continue;
-            };
-            if thread.is_recorded() {
-                let (thread, name) = (thread.ix, std::mem::take(&mut thread.name));
-                self.record(Body::ThreadEnd {
-                    thread,
-                    status: None,
-                    name,
-                });
+            if let Some(thread) = self.threads.get(&tid).filter(|t| t.is_recorded()) {
+                let name = Some(proc::comm(tid)).filter(|name| !name.is_empty());
+                let name = name.unwrap_or_else(|| thread.name.clone());
+                self.end_thread(tid, None, name);
             }
+            // To ask for names takes a while, and nobody is to wait for that. A failure is met again in
+            // the loop.
+            let _ = self.serve_waiting();
         }
-        for thread in self.threads.values_mut() {
-            thread.space = None;
-        }
+    }
+
+    /// Nothing more is told of a thread, if anything was.
+    pub(super) fn end_thread(&mut self, tid: Tid, status: Option<i32>, name: String) {
+        let Some(thread) = self.threads.get_mut(&tid).filter(|t| t.is_recorded()) else {
+            return;
+        };
+        let thread = std::mem::replace(&mut thread.ix, NOT_RECORDED);
+        self.record(Body::ThreadEnd {
+            thread,
+            status,
+            name,
+        });
     }
 
     /// Completes the log once the last pages are looked at.
@@ -246,7 +257,6 @@ impl Tracer {
                 WindowEnd::Limit(which) => Some(which),
                 _ => None,
             },
-            goes_on: !self.threads.is_empty(),
         };
         self.written = Some((closing, report));
     }
@@ -272,6 +282,11 @@ impl Tracer {
         self.front.done(&report, self.unwinder.modules.files());
         // What stacks were unwound with keeps files open.
         self.unwinder = Unwinder::new();
+        self.rest();
+    }
+
+    /// There is no log, or it is complete.
+    pub(super) fn rest(&mut self) {
         match self.task.attached {
             // The rest is let go soon; see `is_done`.
             Some(_) => drop(timer::start(LEAVING_TICK)),
@@ -284,9 +299,6 @@ impl Tracer {
     /// computes would stop before its next call, at the very moment perhaps, which a call that sleeps
     /// does not survive (see [`Tracer::let_go_at_entry`]): it is waited for, with patience.
     pub(super) fn is_done(&mut self) -> bool {
-        if self.given_up {
-            return true;
-        }
         let complete = matches!(self.window, Window::Closed) && self.written.is_none();
         if !complete || self.task.attached.is_none() || !std::mem::take(&mut self.look_at_rest) {
             return false;

@@ -52,6 +52,14 @@ impl Tracer {
         }
     }
 
+    /// What was taken from threads before this moment is not counted.
+    pub(super) fn cost_begins(&mut self) {
+        self.cost.since_ns = self.now().0;
+        for thread in self.threads.values_mut() {
+            thread.cost_ns = 0;
+        }
+    }
+
     /// The limit that was reached, in words; looked for at each tick.
     pub(super) fn limit_reached(&mut self) -> Option<String> {
         let limits = self.task.limits;

@@ -79,7 +79,8 @@ impl Tracer {
             match fellow {
                 Some(fellow) => self.adopt(fellow, tid, pid, true),
                 None => {
-                    let recording = self.is_recording() && self.task.follow_forks;
+                    let recording =
+                        self.is_recording() && !self.is_opening() && self.task.follow_forks;
                     let space = recording
                         .then(|| self.new_space(tid, pid, Origin::Attach, AddressMap::new()));
                     self.new_thread(tid, pid, space.flatten());
@@ -264,6 +265,9 @@ impl Tracer {
             .filter(|(t, thread)| **t == former || thread.pid == pid)
             .map(|(t, _)| *t)
             .collect();
+        if pid == self.task.root {
+            self.unchosen_are_gone();
+        }
         for t in gone {
             self.leave_space(t, SpaceEnd::Exec, Look::Gone);
             self.forget_thread(t, None);
@@ -307,6 +311,10 @@ impl Tracer {
             SpaceEnd::Exit
         };
         let whole_process = killed || EXIT_GROUP.contains(&stopped.regs()?.orig_rax);
+        let of_root = self.threads.get(&tid).is_some_and(|t| t.pid == self.task.root);
+        if whole_process && of_root {
+            self.unchosen_are_gone();
+        }
         if whole_process && let Some(pid) = self.must_stay(tid) {
             self.take(&stopped);
             let since = timer::monotonic_ns();
@@ -430,16 +438,14 @@ impl Tracer {
     fn forget_thread(&mut self, tid: Tid, status: Option<i32>) {
         self.capture.end(tid);
         self.untraced_ends(tid);
-        let Some(thread) = self.threads.remove(&tid) else {
-            return;
-        };
-        if thread.is_recorded() {
-            self.record(Body::ThreadEnd {
-                thread: thread.ix,
-                status,
-                name: thread.name,
-            });
-        }
+        self.drop_thread(tid, status);
+    }
+
+    /// A thread is gone, or let go.
+    pub(super) fn drop_thread(&mut self, tid: Tid, status: Option<i32>) {
+        let name = self.threads.get(&tid).map(|thread| thread.name.clone());
+        self.end_thread(tid, status, name.unwrap_or_default());
+        self.threads.remove(&tid);
     }
 
     /// Asks for a thread's name as long as it can tell: it may have changed it.

@@ -28,6 +28,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use maptrail_tracelog::record::{Body, Mechanism, WindowEnd};
 use maptrail_tracelog::types::{Nanos, Pid, SpaceId, Stamp, Tid};
@@ -59,6 +60,8 @@ use window::Window;
 
 /// Remarks of what could not be seen; more of them say nothing new.
 const MAX_UNCOVERED: usize = 100;
+/// How long a process may take to end after its last threads.
+const LAST_THREADS: Duration = Duration::from_millis(100);
 /// Threads that were served and wait for the rest of their batch to be resumed with it, at most.
 const RESUMED_TOGETHER: usize = 64;
 
@@ -86,6 +89,8 @@ pub struct Attached {
     pub choice: Choice,
     /// Frees the program if the tracer gives no sign of life.
     pub guard: Guard,
+    /// Begins the log, with times that count from the given instant of CLOCK_MONOTONIC, nanoseconds.
+    pub begin_log: Box<dyn FnMut(u64) -> io::Result<Journal>>,
 }
 
 /// Counts for the summary.
@@ -125,15 +130,13 @@ pub struct Tracer {
     window: Window,
     /// When it opened, in the log's time.
     opened_ns: u64,
-    /// Nothing can be recorded: all threads are let go by the end of this process.
-    given_up: bool,
     /// The threads that are not let go yet are to be looked at ...
     look_at_rest: bool,
     /// ... and were so many times.
     rest_looks: u32,
     cost: Cost,
     stamps: AtomicU64,
-    /// `None` once the log is complete.
+    /// `None` before the window of a running program opens, and once the log is complete.
     journal: Option<Journal>,
     /// A complete log that is being written, and what to say of it then.
     written: Option<(Closing, Report)>,
@@ -159,7 +162,7 @@ pub struct Tracer {
 impl Tracer {
     /// A tracer that traces nobody yet.
     #[must_use]
-    pub fn new(task: Task, journal: Journal, front: ToFront) -> Tracer {
+    pub fn new(task: Task, journal: Option<Journal>, front: ToFront) -> Tracer {
         // A program that ran before is never made to wait for a tracer of the idle class.
         let follower = match task.attached {
             Some(_) => Follower::nowhere(),
@@ -181,12 +184,11 @@ impl Tracer {
             ready: Vec::with_capacity(RESUMED_TOGETHER),
             window: Window::Waiting,
             opened_ns: 0,
-            given_up: false,
             look_at_rest: false,
             rest_looks: 0,
             cost: Cost::default(),
             stamps: AtomicU64::new(1),
-            journal: Some(journal),
+            journal,
             written: None,
             files: FileTable::default(),
             code: CodeLog::default(),
@@ -214,18 +216,16 @@ impl Tracer {
     /// Serves the target until its last thread is gone, or is let go.
     pub fn run(&mut self) -> io::Result<()> {
         while !self.is_done() {
-            match self.next_event()? {
+            match self.next_event(true)? {
                 Event::Stopped(stopped, stop) => self.serve(stopped, stop),
                 Event::Ended(tid, status) => self.thread_ended(tid, status),
                 Event::Interrupted | Event::Nothing => {}
-                // Those that are to be taken up are not traced yet.
-                Event::NoneLeft if self.is_recording() && !self.capture.is_empty() => {
-                    thread::sleep(OPENING_TICK);
-                }
+                Event::NoneLeft if self.awaits_threads() => thread::sleep(OPENING_TICK),
                 Event::NoneLeft => break,
             }
             self.between_events()?;
         }
+        self.threads_ended();
         if self.task.attached.is_some() {
             self.let_the_rest_go()?;
         }
@@ -236,6 +236,21 @@ impl Tracer {
         self.complete_now();
         self.wait_for_log();
         Ok(())
+    }
+
+    /// Serves what has stopped by now. For between the steps of long work, during which nobody is to wait.
+    fn serve_waiting(&mut self) -> io::Result<()> {
+        loop {
+            match self.next_event(false)? {
+                Event::Stopped(stopped, stop) => self.serve(stopped, stop),
+                Event::Ended(tid, status) => self.thread_ended(tid, status),
+                Event::Interrupted | Event::Nothing | Event::NoneLeft => return Ok(()),
+            }
+            // Busy threads would keep us here for ever.
+            if self.batch.is_empty() {
+                return Ok(());
+            }
+        }
     }
 
     fn between_events(&mut self) -> io::Result<()> {
@@ -262,22 +277,23 @@ impl Tracer {
         if asked::asked() {
             self.close_window(WindowEnd::Asked);
         } else if asked::was_stopped() {
-            let why = "the recorder was stopped, and continued by its guard or by somebody";
+            let why = "the recorder stood still for a second or more (stopped, or without processor or \
+                       disk), and its guard does not let a program wait for that";
             self.close_window(WindowEnd::Limit(why.into()));
         }
         Ok(())
     }
 
-    /// The next event. With several threads all that wait are collected first, however many, and
-    /// served in turn: the kernel always shows the first in its list, and busy ones would starve the
-    /// others.
-    fn next_event(&mut self) -> io::Result<Event> {
+    /// The next event; waits for one if `block`. With several threads all that wait are collected first,
+    /// however many, and served in turn: the kernel always shows the first in its list, and busy ones
+    /// would starve the others.
+    fn next_event(&mut self, block: bool) -> io::Result<Event> {
         if let Some((stopped, stop)) = self.batch.pop_front() {
             return Ok(Event::Stopped(stopped, stop));
         }
         self.batches += 1;
         let stops = mechanism::stops(self.task.mechanism);
-        let first = wait::next(true, stops)?;
+        let first = wait::next(block, stops)?;
         self.batch_since = timer::monotonic_ns();
         if self.threads.len() < 2 {
             return Ok(first);
@@ -412,6 +428,26 @@ impl Tracer {
         }
     }
 
+    /// Nobody is traced at this moment, but somebody will be, or may be.
+    fn awaits_threads(&self) -> bool {
+        let Some(attached) = &self.task.attached else {
+            return false;
+        };
+        let may_come = || !attached.choice.names.is_empty() && attached.target.is_same();
+        self.is_recording() && (!self.capture.is_empty() || may_come())
+    }
+
+    /// Nobody is traced any more. A program may outlive those of its threads that were chosen.
+    fn threads_ended(&mut self) {
+        let Some(attached) = &self.task.attached else {
+            return;
+        };
+        let chosen = self.is_recording() && !attached.choice.takes_all();
+        if chosen && attached.target.outlives(LAST_THREADS) {
+            self.close_window(WindowEnd::ThreadsEnded);
+        }
+    }
+
     /// Tells the guard that the tracer is at work.
     fn sign_of_life(&self) {
         if let Some(attached) = &self.task.attached {
@@ -436,10 +472,10 @@ impl Tracer {
             return self.go(stopped, Resume::ToSyscall, signal);
         }
         if self.is_free(stopped.tid()) {
-            if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
-                thread.let_go = true;
-            }
-            return stopped.detach(signal);
+            let tid = stopped.tid();
+            stopped.detach(signal)?;
+            self.drop_thread(tid, None);
+            return Ok(());
         }
         let how = mechanism::idle(self.task.mechanism);
         self.go(stopped, how, signal)
@@ -465,7 +501,7 @@ impl Tracer {
 
     /// What threads do is written down, or will be.
     fn is_recording(&self) -> bool {
-        self.journal.is_some() && !matches!(self.window, Window::Leaving(_) | Window::Closed)
+        !matches!(self.window, Window::Leaving(_) | Window::Closed)
     }
 
     /// The next place in the order of stops.

@@ -30,6 +30,9 @@ const LONGEST_NS: u64 = 10_000_000_000;
 /// How long threads are held for calls of others that are under way, nanoseconds.
 const HELD_NS: u64 = 50_000_000;
 
+/// Why nothing was recorded of a process that is gone.
+pub const ENDED: &str = "it ended before its threads were taken up";
+
 /// A window that opens.
 pub struct Opening {
     since_ns: u64,
@@ -51,10 +54,6 @@ impl Opening {
         passed > LONGEST_NS || (passed > PATIENCE_NS && self.looks > LOOKS && !none)
     }
 
-    /// Those that are held.
-    pub fn into_held(self) -> Vec<Stopped> {
-        self.held
-    }
 }
 
 impl Tracer {
@@ -68,14 +67,10 @@ impl Tracer {
                 Some((tid, maps.all(&mut self.files).ok()?))
             });
         let Some((tid, vmas)) = maps else { return };
-        let Some(attached) = &self.task.attached else {
-            return;
-        };
         let source = Source { tid, fd: None };
         let mut nowhere = AddressMap::new();
         let modules = &mut self.unwinder.modules;
         for vma in vmas.iter().filter(|vma| vma.perms.executable()) {
-            attached.guard.alive();
             self.code
                 .add(modules, &mut nowhere, source, vma, &self.files);
         }
@@ -84,6 +79,7 @@ impl Tracer {
 
     /// Begins to take up the chosen threads of a program that runs.
     pub fn begin_opening(&mut self) {
+        self.find_sharers();
         self.find_chosen();
         self.window = Window::Opening(Opening {
             since_ns: timer::monotonic_ns(),
@@ -116,18 +112,27 @@ impl Tracer {
         self.find_untraced();
     }
 
-    /// Nothing can be recorded.
+    /// No call is recorded yet.
+    pub(super) fn is_opening(&self) -> bool {
+        matches!(self.window, Window::Opening(_))
+    }
+
+    /// Nothing can be recorded. The threads that were taken up are let go as at the end of a window.
     pub(super) fn refuse(&mut self, cause: &str) {
         self.front.refused(cause);
-        self.journal = None;
-        self.window = Window::Closed;
-        self.given_up = true;
+        let held = match std::mem::replace(&mut self.window, Window::Closed) {
+            Window::Opening(opening) => opening.held,
+            _ => Vec::new(),
+        };
+        self.let_all_go(held);
+        self.rest();
     }
 
     /// Goes on with the opening.
     pub(super) fn advance_opening(&mut self) {
         let now = timer::monotonic_ns();
-        if self.capture.is_empty() {
+        let gathers = matches!(&self.window, Window::Opening(o) if o.gathered_ns.is_some());
+        if self.capture.is_empty() && !gathers {
             // Until no new one appears.
             self.find_chosen();
         }
@@ -169,6 +174,15 @@ impl Tracer {
     }
 
     fn open_window(&mut self) {
+        let begun = self.task.attached.as_mut();
+        match begun.map(|attached| (attached.begin_log)(timer::monotonic_ns())) {
+            Some(Ok(journal)) => self.journal = Some(journal),
+            Some(Err(error)) => {
+                return self.refuse(&format!("the log cannot be written: {error}"));
+            }
+            None => return,
+        }
+        self.remember_turns();
         let Window::Opening(opening) = std::mem::replace(&mut self.window, Window::Open) else {
             return;
         };
@@ -181,18 +195,24 @@ impl Tracer {
         }
         if spaces.is_empty() {
             let ended = (self.task.attached.as_ref()).is_some_and(|a| !a.target.is_same());
-            self.refuse(match self.threads.is_empty() {
-                _ if ended => "it ended at this moment",
+            self.window = Window::Opening(opening);
+            self.journal = None;
+            return self.refuse(match self.threads.is_empty() {
+                _ if ended => ENDED,
                 true => "none of its threads could be taken up without harm: try again, or choose others \
                          (--tid, --thread-name)",
                 false => "its maps cannot be read, or it ended at this moment",
             });
-        } else {
-            self.opened_ns = self.now().0;
-            self.sample();
-            self.find_untraced();
-            self.tell_of_opening();
         }
+        if let Some(space) = self.root_space() {
+            self.unchosen_live_in(space);
+        }
+        self.opened_ns = self.now().0;
+        self.sample();
+        self.find_untraced();
+        self.tell_of_opening();
+        // The looks and the holding before this moment are over, and nothing to judge it by.
+        self.cost_begins();
         // A failure costs a wake-up now and then.
         let _ = timer::start(TICK);
         for stopped in opening.held {
@@ -227,7 +247,7 @@ impl Tracer {
         };
         if matches!(thread.pending, Some(Pending::Early)) || self.capture.awaits(tid) {
             thread.space = Some(space);
-            self.untraced_begins(tid, space, NotTraced::Late);
+            self.was_untraced(tid, space, NotTraced::Late);
         } else {
             self.begin_thread(tid, space);
         }

@@ -79,7 +79,7 @@ impl Thread {
     /// Whether the log knows it.
     #[must_use]
     pub fn is_recorded(&self) -> bool {
-        self.space.is_some() && self.ix != NOT_RECORDED
+        self.ix != NOT_RECORDED
     }
 
     /// Job control stops it. Gives the place of a call that was to go on, and is broken off by that.

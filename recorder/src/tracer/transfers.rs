@@ -58,7 +58,7 @@ impl Transfer {
     fn is_patient(&self, tid: Tid) -> bool {
         let file = proc::descriptor(tid, self.fd);
         match self.number {
-            WRITE if file.starts_with("pipe:") => true,
+            WRITE if file.starts_with("pipe:") => !proc::is_nonblocking(tid, self.fd),
             _ if file.starts_with("socket:") => {
                 let pid = proc::process_of(tid);
                 pid.is_some_and(|pid| pidfd::is_patient_stream(pid, self.fd))

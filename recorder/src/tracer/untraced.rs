@@ -1,21 +1,36 @@
 //! Threads that use a recorded space while nobody records their calls: the evidence for changes that no
 //! event explains.
 
-use maptrail_tracelog::record::{Body, NotTraced, Untraced};
-use maptrail_tracelog::types::{Nanos, SpaceId, Tid};
+use maptrail_tracelog::record::{Body, NotTraced, Origin, Untraced};
+use maptrail_tracelog::types::{Nanos, Pid, SpaceId, Tid};
 use rustc_hash::FxHashMap;
 
 use super::Tracer;
+use super::state::Pending;
+use super::window::Window;
 use crate::proc::{self, Turns};
+use crate::sys::ptrace;
+use crate::unwind::AddressMap;
 
 /// Threads that could not be taken up, and are named.
 const LISTED: usize = 5;
 
 /// Threads that are not recorded at this moment.
-pub type UntracedThreads = FxHashMap<Tid, Begun>;
+#[derive(Default)]
+pub struct UntracedThreads {
+    begun: FxHashMap<Tid, Begun>,
+    /// What threads had done when they were last looked for, or when they are first.
+    seen: FxHashMap<Tid, Option<Turns>>,
+    /// When that was.
+    looked: Nanos,
+    /// The space that threads live in which were not chosen: they count as one of its threads.
+    lives_in: Option<SpaceId>,
+    /// Threads of other processes that share the attached one's space.
+    sharers: Vec<Tid>,
+}
 
 /// Since when, and what it had done by then.
-pub struct Begun {
+struct Begun {
     space: SpaceId,
     name: String,
     why: NotTraced,
@@ -33,12 +48,42 @@ impl Tracer {
             since: self.now(),
             before: proc::turns(tid),
         };
-        self.untraced.entry(tid).or_insert(begun);
+        self.untraced.begun.entry(tid).or_insert(begun);
+    }
+
+    /// The same for one that went unnoticed since threads were last looked for: it may have run since
+    /// then, and if it was not there then it began with nothing.
+    pub(super) fn was_untraced(&mut self, tid: Tid, space: SpaceId, why: NotTraced) {
+        let before = self.untraced.seen.remove(&tid);
+        let begun = Begun {
+            space,
+            name: proc::comm(tid),
+            why,
+            since: self.untraced.looked,
+            before: before.unwrap_or(Some(Turns::default())),
+        };
+        self.untraced.begun.entry(tid).or_insert(begun);
+    }
+
+    /// The first checkpoint of a running program is about to be taken: what its threads do from here on
+    /// is seen, or evidence.
+    pub(super) fn remember_turns(&mut self) {
+        self.untraced.looked = self.now();
+        let fellows = proc::threads_of(self.task.root).into_iter();
+        let fellows = fellows.filter(|tid| !self.takes_part(*tid));
+        let seen: Vec<(Tid, Option<Turns>)> = fellows.map(|tid| (tid, proc::turns(tid))).collect();
+        self.untraced.seen.extend(seen);
+    }
+
+    /// Whether every call of a thread is seen.
+    fn takes_part(&self, tid: Tid) -> bool {
+        let thread = self.threads.get(&tid);
+        thread.is_some_and(|t| !matches!(t.pending, Some(Pending::Early))) && !self.capture.awaits(tid)
     }
 
     /// The thread is recorded from here on, or gone, or the window closes.
     pub(super) fn untraced_ends(&mut self, tid: Tid) {
-        let Some(begun) = self.untraced.remove(&tid) else {
+        let Some(begun) = self.untraced.begun.remove(&tid) else {
             return;
         };
         let after = proc::turns(tid);
@@ -59,10 +104,9 @@ impl Tracer {
         }
     }
 
-    /// The window closes.
+    /// The window closes, and the last checkpoints are taken: what was done after them matters not.
     pub(super) fn all_untraced_end(&mut self) {
-        self.find_untraced();
-        let tids: Vec<Tid> = self.untraced.keys().copied().collect();
+        let tids: Vec<Tid> = self.untraced.begun.keys().copied().collect();
         for tid in tids {
             self.untraced_ends(tid);
         }
@@ -72,41 +116,92 @@ impl Tracer {
     pub(super) fn root_space(&self) -> Option<SpaceId> {
         let root = self.task.root;
         let mut fellows = self.threads.values().filter(|thread| thread.pid == root);
-        fellows.find_map(|thread| thread.space)
+        let traced = || fellows.find_map(|thread| thread.space.filter(|_| !thread.exiting));
+        self.untraced.lives_in.or_else(traced)
+    }
+
+    /// Whether a space has threads that were not chosen.
+    pub(super) fn has_unchosen(&self, space: SpaceId) -> bool {
+        self.untraced.lives_in == Some(space)
+    }
+
+    /// Threads that are not chosen may live in this space, after all that are.
+    pub(super) fn unchosen_live_in(&mut self, id: SpaceId) {
+        let chosen = self.task.attached.as_ref().is_some_and(|a| !a.choice.takes_all());
+        if let Some(space) = self.spaces.get_mut(&id).filter(|_| chosen) {
+            space.threads += 1;
+            self.untraced.lives_in = Some(id);
+        }
+    }
+
+    /// The attached process ends, or runs another program: they are gone.
+    pub(super) fn unchosen_are_gone(&mut self) {
+        let space = self.untraced.lives_in.take();
+        if let Some(space) = space.and_then(|id| self.spaces.get_mut(&id)) {
+            space.threads = space.threads.saturating_sub(1);
+        }
+    }
+
+    /// Finds the threads of other processes that share the space (`vfork`, `CLONE_VM`).
+    pub(super) fn find_sharers(&mut self) {
+        let root = self.task.root;
+        let shares = |pid: &Pid| {
+            *pid != root && ptrace::same_space(Tid(pid.0), Tid(root.0)) == Some(true)
+        };
+        let sharers = proc::processes().filter(shares);
+        self.untraced.sharers = sharers.flat_map(proc::threads_of).collect();
     }
 
     /// A thread that was not recorded is, from here on.
     pub(super) fn recorded_again(&mut self, tid: Tid) {
         self.untraced_ends(tid);
-        let thread = self
-            .threads
-            .get(&tid)
-            .filter(|thread| !thread.is_recorded());
-        if let Some(space) = thread.and_then(|thread| thread.space) {
+        let Some(thread) = self.threads.get(&tid).filter(|t| !t.is_recorded()) else {
+            return;
+        };
+        let (pid, space) = (thread.pid, thread.space);
+        // Threads of such names came back after all that were followed were gone, with their space.
+        let anew = space.is_none() && pid == self.task.root && matches!(self.window, Window::Open);
+        if anew {
+            let space = self.new_space(tid, pid, Origin::Attach, AddressMap::new());
+            space.into_iter().for_each(|space| self.unchosen_live_in(space));
+        }
+        if let Some(space) = space.or_else(|| self.untraced.lives_in.filter(|_| anew)) {
             self.begin_thread(tid, space);
         }
     }
 
-    /// Looks for threads of the attached process that are not traced.
+    /// Looks for threads that use the space of the attached process and are not traced: of its own, and of
+    /// other processes that share it.
     pub(super) fn find_untraced(&mut self) {
-        if self.task.attached.is_none() {
-            return;
-        }
-        let Some(space) = self.root_space() else {
+        let Some(space) = self.root_space().filter(|_| self.task.attached.is_some()) else {
             return;
         };
+        let now = self.now();
         for tid in proc::threads_of(self.task.root) {
             self.sign_of_life();
-            let known = self.threads.contains_key(&tid) || self.newborn.contains_key(&tid);
-            if !known && !self.untraced.contains_key(&tid) && !proc::is_dead(tid) {
+            if !self.is_known(tid) {
                 let late = self.refused.contains(&tid) || self.capture.awaits(tid);
                 let why = match late {
                     true => NotTraced::Late,
                     false => NotTraced::NotChosen,
                 };
-                self.untraced_begins(tid, space, why);
+                self.was_untraced(tid, space, why);
             }
         }
+        for tid in self.untraced.sharers.clone() {
+            if !self.is_known(tid) {
+                self.was_untraced(tid, space, NotTraced::OtherProcess);
+            }
+        }
+        self.untraced.looked = now;
+        self.untraced.seen.clear();
+    }
+
+    fn is_known(&self, tid: Tid) -> bool {
+        self.threads.contains_key(&tid)
+            || self.newborn.contains_key(&tid)
+            || self.untraced.begun.contains_key(&tid)
+            || proc::is_dead(tid)
     }
 
     /// Says which threads could not be followed to the end.

@@ -13,7 +13,7 @@ use rustc_hash::FxHashSet;
 
 use super::calls::MUNMAP;
 use super::leaving::Leaving;
-use super::opening::Opening;
+use super::opening::{ENDED, Opening};
 use super::state::Pending;
 use super::{Stopped, Tracer};
 use crate::proc;
@@ -141,10 +141,15 @@ impl Tracer {
     }
 
     pub(super) fn a_thread_of(&self, space: SpaceId) -> Option<Tid> {
-        self.threads
+        let traced = self
+            .threads
             .iter()
             .find(|(_, t)| t.space == Some(space) && !t.exiting)
-            .map(|(tid, _)| *tid)
+            .map(|(tid, _)| *tid);
+        traced.or_else(|| {
+            let mut fellows = proc::threads_of(self.task.root).into_iter();
+            fellows.find(|tid| self.has_unchosen(space) && !proc::is_dead(*tid))
+        })
     }
 
     /// Memory calls of a space's threads that have not come back, or may not have.
@@ -223,8 +228,12 @@ impl Tracer {
             Window::Open => {}
             // The program never ran.
             Window::Waiting => return self.finish_window(),
-            // It was never taken up.
-            Window::Opening(_) => return self.end_now(why),
+            Window::Opening(_) => return self.refuse(match why {
+                WindowEnd::ProgramEnded => ENDED,
+                WindowEnd::Asked => "maptrail was told to stop before the first call was recorded",
+                _ => "the recorder stood still for a second or more while it took up the threads: try \
+                      again when the machine is less busy",
+            }),
             Window::Closing(_) | Window::Leaving(_) | Window::Closed => return,
         }
         let busy = |id: &&SpaceId| self.spaces.get(id).is_some_and(|s| s.in_flight > 0);
@@ -283,17 +292,22 @@ impl Tracer {
             }
             done @ (Window::Leaving(_) | Window::Closed) => self.window = done,
             Window::Waiting | Window::Open => self.end(WindowEnd::ProgramEnded, 0, Vec::new()),
-            Window::Opening(opening) => self.end(WindowEnd::ProgramEnded, 0, opening.into_held()),
+            opening @ Window::Opening(_) => {
+                self.window = opening;
+                self.refuse(ENDED);
+            }
         }
     }
 
     fn end_now(&mut self, why: WindowEnd) {
-        let held = match std::mem::replace(&mut self.window, Window::Waiting) {
-            Window::Closing(closing) => closing.held,
-            Window::Opening(opening) => opening.into_held(),
-            _ => Vec::new(),
+        let (held_ns, held) = match std::mem::replace(&mut self.window, Window::Waiting) {
+            Window::Closing(closing) => {
+                let held_ns = self.now().0.saturating_sub(closing.since_ns);
+                (held_ns, closing.held)
+            }
+            _ => (0, Vec::new()),
         };
-        self.end(why, 0, held);
+        self.end(why, held_ns, held);
     }
 }
 

@@ -157,7 +157,7 @@ impl Left {
     fn assert_left_after_a_stop(&self) {
         self.assert_in_order();
         let end = self.info["end"].as_str().unwrap_or_default();
-        assert!(end.contains("was stopped"), "{:#}", self.info);
+        assert!(end.contains("stood still"), "{:#}", self.info);
     }
 
     fn assert_output_failed(&self, words: &[&str]) {
