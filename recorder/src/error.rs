@@ -1,7 +1,7 @@
 //! What can go wrong before the target runs, in words that name the cause and the remedy.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use maptrail_tracelog::types::Pid;
 
@@ -26,7 +26,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The log cannot be made.
-    #[error("{}: {source}{}", path.display(), output_remedy(path, source))]
+    #[error("{}: {source}{}", path.display(), output_remedy(source))]
     Output {
         /// Where it was to be.
         path: PathBuf,
@@ -92,9 +92,9 @@ impl Error {
     }
 }
 
-fn output_remedy(path: &Path, error: &io::Error) -> &'static str {
+fn output_remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AlreadyExists if path.is_dir() => "; it is a directory, name a file in it",
+        io::ErrorKind::IsADirectory => "; name a file in it",
         io::ErrorKind::AlreadyExists => {
             "; choose another name with -o, or overwrite it with --force"
         }

@@ -47,9 +47,13 @@ pub fn create(path: &Path, force: bool) -> Result<(File, Fresh), Error> {
         }
         Err(e) => Err(e),
     };
-    opened.map_err(|source| Error::Output {
+    let told = |error: io::Error| match error.kind() {
+        io::ErrorKind::AlreadyExists if path.is_dir() => io::ErrorKind::IsADirectory.into(),
+        _ => error,
+    };
+    opened.map_err(|error| Error::Output {
         path: path.to_owned(),
-        source,
+        source: told(error),
     })
 }
 

@@ -16,8 +16,9 @@ use crate::output;
 
 /// Record a running process for a while, and leave it as it was
 ///
-/// The process runs on all the time. The recording ends after --for TIME, by Ctrl-C or SIGTERM, at one
-/// of the limits below, or when the process ends.
+/// The process runs on meanwhile: its threads stop for some microseconds at each system call. The
+/// recording ends after --for TIME, by Ctrl-C, SIGTERM or SIGHUP, at one of the limits below, or when the
+/// process ends.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -58,10 +59,10 @@ pub struct Args {
 
     /// Stop recording when it costs the process more than this part of its time, in
     /// percent; 0 is no limit
-    #[arg(long, value_name = "PCT", default_value_t = 20)]
+    #[arg(long, value_name = "PCT", default_value_t = 20, value_parser = parse_percent)]
     max_slowdown: u32,
 
-    /// Stop recording when the log has this size, such as 1GiB
+    /// Stop recording when the log has this size, such as 1GiB; the names of functions come on top
     #[arg(long, value_name = "SIZE", value_parser = parse_some_size)]
     max_log: Option<u64>,
 
@@ -143,10 +144,19 @@ impl Args {
     }
 }
 
+/// Less than that tells nothing of anybody, bytes.
+const SMALLEST_LOG: u64 = 64 << 10;
+
 /// Reads a size that something fits into.
 fn parse_some_size(text: &str) -> Result<u64, String> {
     match parse_size(text)? {
-        0 => Err("nothing fits into a log of that size: write 100MiB or 1GiB".into()),
+        ..SMALLEST_LOG => Err("nothing fits into a log of that size: write 100MiB or 1GiB".into()),
         size => Ok(size),
     }
+}
+
+fn parse_percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    let wrong = |_| "write a whole number of percent, such as 20; 0 is no limit".to_owned();
+    number.parse().map_err(wrong)
 }

@@ -62,7 +62,6 @@ impl Tracer {
         // No call is recorded from here on.
         let (to_us, pages) = channel();
         let window_ns = self.now().0;
-        self.tell_of_the_left();
         self.find_untraced();
         let spaces: Vec<SpaceId> = self.spaces.keys().copied().collect();
         let in_flight: Vec<(SpaceId, Vec<InFlight>)> = spaces
@@ -82,6 +81,7 @@ impl Tracer {
             let how = SpaceEnd::Window;
             self.record(Body::SpaceEnd { space: id, how });
         }
+        self.tell_of_the_left();
         self.all_untraced_end();
         self.window = Window::Leaving(Leaving {
             why,

@@ -311,7 +311,10 @@ impl Tracer {
             SpaceEnd::Exit
         };
         let whole_process = killed || EXIT_GROUP.contains(&stopped.regs()?.orig_rax);
-        let of_root = self.threads.get(&tid).is_some_and(|t| t.pid == self.task.root);
+        let of_root = self
+            .threads
+            .get(&tid)
+            .is_some_and(|t| t.pid == self.task.root);
         if whole_process && of_root {
             self.unchosen_are_gone();
         }

@@ -53,7 +53,6 @@ impl Opening {
         let passed = now.saturating_sub(self.since_ns);
         passed > LONGEST_NS || (passed > PATIENCE_NS && self.looks > LOOKS && !none)
     }
-
 }
 
 impl Tracer {
@@ -213,8 +212,9 @@ impl Tracer {
         self.tell_of_opening();
         // The looks and the holding before this moment are over, and nothing to judge it by.
         self.cost_begins();
+        let length = self.task.limits.window_ns.map(Duration::from_nanos);
         // A failure costs a wake-up now and then.
-        let _ = timer::start(TICK);
+        let _ = timer::start(length.map_or(TICK, |length| length.clamp(OPENING_TICK, TICK)));
         for stopped in opening.held {
             let outcome = self.at_call(stopped);
             self.served(outcome);
@@ -263,5 +263,10 @@ impl Tracer {
         };
         self.front
             .started(&format!("recording {name} (pid {root}, {threads})"));
+        if self.root_stopped {
+            self.front.note(&format!(
+                "it is stopped by job control, and makes no calls before it is continued (kill -CONT {root})"
+            ));
+        }
     }
 }

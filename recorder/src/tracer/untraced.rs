@@ -4,6 +4,7 @@
 use maptrail_tracelog::record::{Body, NotTraced, Origin, Untraced};
 use maptrail_tracelog::types::{Nanos, Pid, SpaceId, Tid};
 use rustc_hash::FxHashMap;
+use syscalls::x86_64::Sysno;
 
 use super::Tracer;
 use super::state::Pending;
@@ -36,6 +37,13 @@ struct Begun {
     why: NotTraced,
     since: Nanos,
     before: Option<Turns>,
+}
+
+impl Begun {
+    /// CPU time that the thread used since, nanoseconds; `None` if nobody can tell.
+    fn ran_ns(&self, tid: Tid) -> Option<u64> {
+        Some(proc::turns(tid)?.ran_ns.saturating_sub(self.before?.ran_ns))
+    }
 }
 
 impl Tracer {
@@ -78,7 +86,8 @@ impl Tracer {
     /// Whether every call of a thread is seen.
     fn takes_part(&self, tid: Tid) -> bool {
         let thread = self.threads.get(&tid);
-        thread.is_some_and(|t| !matches!(t.pending, Some(Pending::Early))) && !self.capture.awaits(tid)
+        thread.is_some_and(|t| !matches!(t.pending, Some(Pending::Early)))
+            && !self.capture.awaits(tid)
     }
 
     /// The thread is recorded from here on, or gone, or the window closes.
@@ -86,11 +95,7 @@ impl Tracer {
         let Some(begun) = self.untraced.begun.remove(&tid) else {
             return;
         };
-        let after = proc::turns(tid);
-        let ran_ns = match (begun.before, after) {
-            (Some(before), Some(after)) => Some(after.ran_ns.saturating_sub(before.ran_ns)),
-            _ => None,
-        };
+        let ran_ns = begun.ran_ns(tid);
         // A thread that did not run made no call.
         if ran_ns != Some(0) {
             self.record(Body::Untraced(Untraced {
@@ -127,7 +132,11 @@ impl Tracer {
 
     /// Threads that are not chosen may live in this space, after all that are.
     pub(super) fn unchosen_live_in(&mut self, id: SpaceId) {
-        let chosen = self.task.attached.as_ref().is_some_and(|a| !a.choice.takes_all());
+        let chosen = self
+            .task
+            .attached
+            .as_ref()
+            .is_some_and(|a| !a.choice.takes_all());
         if let Some(space) = self.spaces.get_mut(&id).filter(|_| chosen) {
             space.threads += 1;
             self.untraced.lives_in = Some(id);
@@ -145,9 +154,8 @@ impl Tracer {
     /// Finds the threads of other processes that share the space (`vfork`, `CLONE_VM`).
     pub(super) fn find_sharers(&mut self) {
         let root = self.task.root;
-        let shares = |pid: &Pid| {
-            *pid != root && ptrace::same_space(Tid(pid.0), Tid(root.0)) == Some(true)
-        };
+        let shares =
+            |pid: &Pid| *pid != root && ptrace::same_space(Tid(pid.0), Tid(root.0)) == Some(true);
         let sharers = proc::processes().filter(shares);
         self.untraced.sharers = sharers.flat_map(proc::threads_of).collect();
     }
@@ -163,7 +171,9 @@ impl Tracer {
         let anew = space.is_none() && pid == self.task.root && matches!(self.window, Window::Open);
         if anew {
             let space = self.new_space(tid, pid, Origin::Attach, AddressMap::new());
-            space.into_iter().for_each(|space| self.unchosen_live_in(space));
+            space
+                .into_iter()
+                .for_each(|space| self.unchosen_live_in(space));
         }
         if let Some(space) = space.or_else(|| self.untraced.lives_in.filter(|_| anew)) {
             self.begin_thread(tid, space);
@@ -204,25 +214,26 @@ impl Tracer {
             || proc::is_dead(tid)
     }
 
-    /// Says which threads could not be followed to the end.
+    /// Says which threads could not be taken up to the end, of those that ran meanwhile.
     pub(super) fn tell_of_the_left(&mut self) {
-        let left: Vec<(Tid, Option<u64>)> = self.capture.left().collect();
-        for (tid, transfer) in left.iter().take(LISTED) {
-            let name = proc::comm(*tid);
-            let why = match transfer {
-                Some(number) => format!(
-                    "it stood in a call that an interruption would have cut short (number {number})"
-                ),
-                None => "there was no moment to take it up without harm".to_owned(),
-            };
-            self.uncovered(format!(
-                "the calls of thread {tid} ({name}) were not recorded: {why}"
-            ));
-        }
+        let ran = |(tid, number): (Tid, Option<u64>)| {
+            let begun = self.untraced.begun.get(&tid)?;
+            let name = &begun.name;
+            let call = number.and_then(|n| Some(Sysno::new(usize::try_from(n).ok()?)?.name()));
+            let call = call.map_or_else(String::new, |call| format!(" in {call}"));
+            (begun.ran_ns(tid) != Some(0)).then(|| format!("{tid} ({name}{call})"))
+        };
+        let left: Vec<String> = self.capture.left().filter_map(ran).collect();
         let more = left.len().saturating_sub(LISTED);
-        if more > 0 {
+        let listed = left.get(..LISTED).unwrap_or(&left).join(", ");
+        let and_more = match more {
+            0 => String::new(),
+            _ => format!(" and {more} more"),
+        };
+        if !left.is_empty() {
             self.uncovered(format!(
-                "nor those of {more} other threads: a longer window takes up more of them"
+                "no moment came to take up threads {listed}{and_more} without breaking their calls off: \
+                 their memory calls are not in the log"
             ));
         }
     }
