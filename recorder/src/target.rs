@@ -21,6 +21,13 @@ use crate::sys::{pidfd, spawn};
 
 /// Flag of a thread of the kernel's own (`PF_KTHREAD` in linux/sched.h).
 const KERNEL_THREAD: u64 = 0x0020_0000;
+/// What is said of a process that is gone, ...
+const ENDED: &str = "it ended meanwhile";
+/// ... after so many more looks: for a moment one seems to be whose first thread another one replaces, by
+/// its exec, ...
+const LOOKS: u32 = 3;
+/// ... and which is waited for so long.
+const IN_EXEC: Duration = Duration::from_millis(10);
 /// Names of threads that an error lists.
 const LISTED: usize = 8;
 
@@ -48,8 +55,15 @@ impl Target {
         if !proc::is_ours() {
             return Err(Error::NoProc);
         }
-        let refuse = |cause| Error::Target { pid, cause };
-        Target::look_at(pid).map_err(refuse)
+        let mut looked = Target::look_at(pid);
+        for _ in 0..LOOKS {
+            if !looked.as_ref().is_err_and(|cause| cause == ENDED) {
+                break;
+            }
+            thread::sleep(IN_EXEC);
+            looked = Target::look_at(pid);
+        }
+        looked.map_err(|cause| Error::Target { pid, cause })
     }
 
     fn look_at(pid: Pid) -> Result<Target, String> {
@@ -104,7 +118,7 @@ impl Target {
                     "it has ended already: a zombie that its parent {} has not asked for yet",
                     with_name(parent)
                 ),
-                _ => "it ended meanwhile".into(),
+                _ => ENDED.into(),
             });
         };
         if let Some(tracer) = threads.iter().find_map(|(tid, _)| proc::tracer_of(*tid)) {
@@ -128,13 +142,20 @@ impl Target {
         let (_, command) = proc::program(witness);
         match target.is_same() {
             true => Ok(Target { command, ..target }),
-            false => Err("it ended meanwhile".into()),
+            false => Err(ENDED.into()),
         }
     }
 
     /// Whether it still lives and its pid has not been given to another process.
     #[must_use]
     pub fn is_same(&self) -> bool {
+        self.seems_same() || {
+            thread::sleep(IN_EXEC);
+            self.seems_same()
+        }
+    }
+
+    fn seems_same(&self) -> bool {
         let ended = self.pidfd.as_ref().is_some_and(|pidfd| {
             let ready = spawn::poll_readable(&[pidfd], 0);
             ready.is_ok_and(|ready| ready.contains(&true))

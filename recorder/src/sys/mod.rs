@@ -12,6 +12,7 @@ pub mod pidfd;
 pub mod procmap;
 pub mod ptrace;
 pub mod sched;
+pub mod seize;
 pub mod spawn;
 pub mod startup;
 pub mod timer;

@@ -10,6 +10,8 @@ use libc::{c_long, c_uint, c_void, pid_t};
 use maptrail_tracelog::calls::{Abi, X32_BIT};
 use maptrail_tracelog::types::{Addr, Tid};
 
+use super::seize;
+
 /// `AUDIT_ARCH_X86_64` of linux/audit.h.
 pub const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// `AUDIT_ARCH_I386` of linux/audit.h.
@@ -310,7 +312,8 @@ pub struct Tracing {
     pub forks: bool,
 }
 
-/// Becomes the tracer of `tid` without stopping it. Its threads, execs and exits are reported.
+/// Becomes the tracer of `tid` without stopping it. Its threads, execs and exits are reported. EINTR if
+/// that is not possible at this moment.
 pub fn seize(tid: Tid, how: Tracing) -> io::Result<()> {
     let mut options = libc::PTRACE_O_TRACESYSGOOD
         | libc::PTRACE_O_TRACECLONE
@@ -325,24 +328,19 @@ pub fn seize(tid: Tid, how: Tracing) -> io::Result<()> {
     if how.dies_with_us {
         options |= libc::PTRACE_O_EXITKILL;
     }
-    running(libc::PTRACE_SEIZE, tid, options as usize)
+    seize::seize(tid, options)
 }
 
 /// Makes a thread stop soon: at once if it runs or sleeps, and when it wakes if its sleep cannot be
 /// interrupted. What it is blocked in is broken off.
 pub fn interrupt(tid: Tid) -> io::Result<()> {
-    running(libc::PTRACE_INTERRUPT, tid, 0)
-}
-
-/// A request to a thread that need not be stopped.
-fn running(op: c_uint, tid: Tid, data: usize) -> io::Result<()> {
-    // SAFETY: the data argument of these requests is a bit set, or nothing.
+    // SAFETY: the request has no arguments.
     let answer = unsafe {
         libc::ptrace(
-            op,
+            libc::PTRACE_INTERRUPT,
             tid.0 as pid_t,
             std::ptr::null_mut::<c_void>(),
-            data as *mut c_void,
+            std::ptr::null_mut::<c_void>(),
         )
     };
     if answer < 0 {

@@ -6,10 +6,14 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::seize;
+
 static TICKED: AtomicBool = AtomicBool::new(false);
 
-extern "C" fn on_alarm(_: libc::c_int) {
+extern "C" fn on_alarm(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     TICKED.store(true, Ordering::Relaxed);
+    // SAFETY: it is the handler's third argument.
+    unsafe { seize::give_up(context) };
 }
 
 /// Whether there was a tick since the last call. A tracer that never has to wait is never
@@ -22,10 +26,11 @@ pub fn ticked() -> bool {
 /// Sends SIGALRM to this process every `interval` from now on; a blocking system call then
 /// returns with EINTR, and [`ticked`] is true once.
 pub fn start(interval: Duration) -> io::Result<()> {
-    // SAFETY: an all-zero sigaction is valid; the handler touches nothing.
+    // SAFETY: an all-zero sigaction is valid; the handler touches nothing but the place that it came from.
     unsafe {
         let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
         action.sa_sigaction = on_alarm as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
         if libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut()) < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -14,12 +14,12 @@ use maptrail_tracelog::types::{Pid, Tid};
 use rustc_hash::FxHashMap;
 
 use super::interruption::{self, Harm};
-use super::opening::ENDED;
-use super::window::Window;
+use super::opening::{ENDED, OPENING_TICK};
+use super::window::{TICK, Window};
 use super::{Stop, StopError, Stopped, Thread, Tracer};
 use crate::mechanism;
 use crate::proc::{self, Doing, Turns};
-use crate::sys::ptrace;
+use crate::sys::ptrace::{self, Tracing};
 use crate::sys::timer;
 use crate::sys::wait::{self, Event};
 use crate::target::why_refused;
@@ -38,6 +38,8 @@ const SLEPT_AS_MAKER: u64 = 10;
 /// After so many looks a thread that wakes between any two of them is interrupted in its sleep all the
 /// same, unless it was seen in a transfer.
 const RESTLESS: u32 = 10;
+/// So often in sum the kernel's refusal to have a thread traced is not taken for its last word.
+const REFUSALS: u32 = 5;
 /// How long an interrupted thread whose call must be made good is waited for at once, nanoseconds.
 const AT_ONCE_NS: u64 = 1_000_000;
 
@@ -60,6 +62,8 @@ struct Waiting {
     /// Looks in a row at which it slept, without having woken in between.
     slept: u64,
     interrupted: bool,
+    /// How often the kernel refused that it be traced.
+    refusals: u32,
 }
 
 /// How often a thread slept so far, and how much CPU time it used.
@@ -177,6 +181,16 @@ impl Capture {
         waiting.look(doing, proc::turns(tid), || proc::sleeps(tid), harm)
     }
 
+    /// Whether it may be traced next time, though it was refused: a thread that exec puts in the place of
+    /// a dead one has its id.
+    fn is_refused_by_chance(&mut self, tid: Tid) -> bool {
+        let waiting = self.waiting.get_mut(&tid);
+        waiting.is_some_and(|waiting| {
+            waiting.refusals += 1;
+            waiting.refusals < REFUSALS
+        })
+    }
+
     /// Whether it is waited for.
     #[must_use]
     pub fn awaits(&self, tid: Tid) -> bool {
@@ -248,7 +262,11 @@ impl Tracer {
             return false;
         };
         let tracing = mechanism::tracing(self.task.mechanism, self.task.follow_forks);
-        if let Err(error) = ptrace::seize(tid, tracing) {
+        if let Err(error) = self.seize(tid, tracing) {
+            if error.kind() == ErrorKind::Interrupted || self.capture.is_refused_by_chance(tid) {
+                // Its process is in exec, or was just now. If it is still there it is looked at again.
+                return false;
+            }
             self.capture.end(tid);
             // Dead, or made by one that is traced: its first stop tells of it.
             if proc::is_dead(tid) || proc::tracer_of(tid) == Some(Pid(std::process::id())) {
@@ -277,6 +295,17 @@ impl Tracer {
         }
         // Refused if it is gone, which is told of by itself.
         ptrace::interrupt(tid).is_ok()
+    }
+
+    /// Seizes a thread; an exec of its process is not waited for.
+    fn seize(&self, tid: Tid, tracing: Tracing) -> io::Result<()> {
+        // A tick ends the request, and a failure to set it means that later ticks do.
+        let _ = timer::start(OPENING_TICK);
+        let outcome = ptrace::seize(tid, tracing);
+        if !self.is_opening() {
+            let _ = timer::start(TICK);
+        }
+        outcome
     }
 
     /// Serves the stop of one thread as soon as it comes.

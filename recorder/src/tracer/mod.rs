@@ -378,7 +378,11 @@ impl Tracer {
     }
 
     fn dispatch(&mut self, stopped: Stopped, stop: Stop) -> Result<(), StopError> {
-        if !self.threads.contains_key(&stopped.tid()) && stop != Stop::Exec {
+        if stop == Stop::Exec {
+            // Until this stop is taken the kernel answers nothing about a thread that has another id since
+            // its exec (`looks_like_a_spurious_pid` in kernel/ptrace.c).
+            self.take(&stopped);
+        } else if !self.threads.contains_key(&stopped.tid()) {
             return self.unknown(stopped, stop);
         }
         if stopped.tid().0 == self.task.root.0 {
