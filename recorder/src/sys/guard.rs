@@ -5,15 +5,23 @@
 //! SIGCONT ends a stop by SIGSTOP, and the recorder then leaves in order; SIGKILL reaches a process
 //! whatever holds it, and the kernel lets its tracees go.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::time::Duration;
 
+use super::timer;
+
+/// Signs of life within so many nanoseconds of the last say nothing new.
+const BREATH_NS: u64 = 20_000_000;
+
 /// Wakes this process, and then kills it, when [`Guard::alive`] was not called for long.
 pub struct Guard {
     wake: Timer,
     kill: Timer,
+    /// When it was last told that all is well, CLOCK_MONOTONIC nanoseconds.
+    told: Cell<u64>,
 }
 
 impl Guard {
@@ -23,6 +31,7 @@ impl Guard {
         Ok(Guard {
             wake: Timer::new(libc::SIGCONT, limit / 2)?,
             kill: Timer::new(libc::SIGKILL, limit)?,
+            told: Cell::new(0),
         })
     }
 
@@ -35,6 +44,11 @@ impl Guard {
 
     /// A sign of life.
     pub fn alive(&self) {
+        let now = timer::monotonic_ns();
+        if now.saturating_sub(self.told.get()) < BREATH_NS {
+            return;
+        }
+        self.told.set(now);
         // A refusal would leave the timers as they were: on guard.
         let _ = self.wake.start();
         let _ = self.kill.start();

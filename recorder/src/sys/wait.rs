@@ -68,9 +68,9 @@ pub fn next(block: bool, stops: Stops) -> io::Result<Event> {
     wait(libc::P_ALL, 0, block, stops)
 }
 
-/// The stop of one thread, or its death, if there is one now. Stops are peeked.
-pub fn now(tid: Tid) -> io::Result<Event> {
-    wait(libc::P_PID, tid.0, false, Stops::Peeked)
+/// The stop of one thread, or its death, if there is one now.
+pub fn now(tid: Tid, stops: Stops) -> io::Result<Event> {
+    wait(libc::P_PID, tid.0, false, stops)
 }
 
 fn wait(whom: libc::idtype_t, id: u32, block: bool, stops: Stops) -> io::Result<Event> {

@@ -21,7 +21,7 @@ use crate::mechanism;
 use crate::proc::{self, Doing, Turns};
 use crate::sys::ptrace::{self, Tracing};
 use crate::sys::timer;
-use crate::sys::wait::{self, Event};
+use crate::sys::wait::{self, Event, Stops};
 use crate::target::why_refused;
 
 /// So much CPU time a thread must have used without sleeping once before it is interrupted on the run,
@@ -286,6 +286,8 @@ impl Tracer {
         }
         let mut thread = Thread::new(self.task.root);
         thread.space = self.root_space();
+        // Asked for now, while nobody is held.
+        thread.name = proc::comm(tid);
         if let Some(space) = thread.space.and_then(|id| self.spaces.get_mut(&id)) {
             space.threads += 1;
         }
@@ -312,7 +314,7 @@ impl Tracer {
     fn serve_at_once(&mut self, tid: Tid) -> io::Result<()> {
         let begin = timer::monotonic_ns();
         loop {
-            match wait::now(tid)? {
+            match wait::now(tid, Stops::Peeked)? {
                 Event::Stopped(stopped, stop) => {
                     self.serve(stopped, stop);
                     // Not shown again only when it is resumed; and nobody is to wait for the others here.

@@ -5,6 +5,7 @@ use maptrail_tracelog::types::Tid;
 
 use super::Tracer;
 use crate::footprint::{self, MOST_MEMORY};
+use crate::sys::timer;
 
 /// Ticks between two looks at what the recording costs (one second).
 const LOOK_TICKS: u64 = 10;
@@ -55,6 +56,7 @@ impl Tracer {
     /// What was taken from threads before this moment is not counted.
     pub(super) fn cost_begins(&mut self) {
         self.cost.since_ns = self.now().0;
+        self.batch_since = timer::monotonic_ns();
         for thread in self.threads.values_mut() {
             thread.cost_ns = 0;
         }

@@ -220,7 +220,9 @@ impl Tracer {
         };
         thread.ix = ThreadIx(self.stats.threads as u32);
         thread.space = Some(space);
-        thread.name = proc::comm(tid);
+        if thread.name.is_empty() {
+            thread.name = proc::comm(tid);
+        }
         let start = Body::ThreadStart {
             thread: thread.ix,
             tid,

@@ -62,6 +62,9 @@ use window::Window;
 const MAX_UNCOVERED: usize = 100;
 /// How long a process may take to end after its last threads.
 const LAST_THREADS: Duration = Duration::from_millis(100);
+/// After so many stops in a batch, if there are more threads than that, each is asked by itself.
+const ASKED_OF_ALL: usize = 8;
+const ASKED_EACH: usize = 100;
 /// Threads that were served and wait for the rest of their batch to be resumed with it, at most.
 const RESUMED_TOGETHER: usize = 64;
 
@@ -301,26 +304,18 @@ impl Tracer {
         let mut event = first;
         loop {
             match event {
-                // A peeked stop that carries a signal stays on the kernel's list until it is resumed.
-                Event::Stopped(stopped, stop @ Stop::Signal(_)) if stops == Stops::Peeked => {
-                    self.put_by(stopped, stop);
-                    break;
-                }
                 Event::Stopped(stopped, stop) => {
-                    let stop = match stops {
-                        Stops::Taken => Some(stop),
-                        Stops::Peeked => wait::take(&stopped),
-                    };
-                    if let Some(stop) = stop {
-                        self.put_by(stopped, stop);
+                    if !self.collect(stopped, stop, stops) {
+                        break;
                     }
                 }
                 other if self.batch.is_empty() => return Ok(other),
-                Event::Ended(tid, status) => {
-                    self.batch.retain(|(stopped, _)| stopped.tid() != tid);
-                    self.thread_ended(tid, status);
-                }
+                Event::Ended(tid, status) => self.ended_in_batch(tid, status),
                 Event::Interrupted | Event::Nothing | Event::NoneLeft => break,
+            }
+            if self.batch.len() == ASKED_OF_ALL && self.threads.len() > ASKED_EACH {
+                self.collect_from_each(stops)?;
+                break;
             }
             event = wait::next(false, stops)?;
         }
@@ -328,6 +323,42 @@ impl Tracer {
             Some((stopped, stop)) => Event::Stopped(stopped, stop),
             None => Event::Nothing,
         })
+    }
+
+    /// The kernel looks through all threads for each that has stopped; where many have, it is quicker to
+    /// ask after each once.
+    fn collect_from_each(&mut self, stops: Stops) -> io::Result<()> {
+        let tids: Vec<Tid> = self.threads.keys().copied().collect();
+        for tid in tids {
+            match wait::now(tid, stops)? {
+                Event::Stopped(stopped, stop) => drop(self.collect(stopped, stop, stops)),
+                Event::Ended(tid, status) => self.ended_in_batch(tid, status),
+                Event::Interrupted | Event::Nothing | Event::NoneLeft => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a stop into the batch. False if it is still on the kernel's list.
+    fn collect(&mut self, stopped: Stopped, stop: Stop, stops: Stops) -> bool {
+        let taken = match (stops, stop) {
+            (Stops::Taken, _) => Some(stop),
+            // A peeked stop that carries a signal stays on the list until it is resumed.
+            (Stops::Peeked, Stop::Signal(_)) => {
+                self.put_by(stopped, stop);
+                return false;
+            }
+            (Stops::Peeked, _) => wait::take(&stopped),
+        };
+        if let Some(stop) = taken {
+            self.put_by(stopped, stop);
+        }
+        true
+    }
+
+    fn ended_in_batch(&mut self, tid: Tid, status: i32) {
+        self.batch.retain(|(stopped, _)| stopped.tid() != tid);
+        self.thread_ended(tid, status);
     }
 
     /// The thread will be held: its stop must not be shown again.
