@@ -157,7 +157,7 @@ fn wait_for(
         report: None,
         modules: Vec::new(),
     };
-    let mut asked = false;
+    let (mut asked, mut refused) = (false, None);
     // When the tracer is gone the program is as it was before.
     loop {
         let ready =
@@ -185,13 +185,14 @@ fn wait_for(
             Heard::Modules(batch) => recording.modules.extend(batch),
             Heard::Done(done) => recording.report = Some(done),
             Heard::Refused(cause) => {
-                return Err(Error::Refused {
-                    program: name.into(),
-                    cause,
-                });
+                refused = Some(cause);
             }
             Heard::Gone => {
                 let how = spawn::child_ended(tracer);
+                if let Some(cause) = refused {
+                    let program = name.into();
+                    return Err(Error::Refused { program, cause });
+                }
                 if recording.report.is_none() {
                     warn(&how_it_died(how));
                 }

@@ -222,6 +222,13 @@ pub fn sleeps(tid: Tid) -> Option<u64> {
     status_field(tid, "voluntary_ctxt_switches")?.parse().ok()
 }
 
+/// Whether a thread has made processes that are still there; `false` where the kernel does not tell
+/// (CONFIG_PROC_CHILDREN).
+#[must_use]
+pub fn has_children(tid: Tid) -> bool {
+    read_text(&format!("/proc/{tid}/task/{tid}/children")).is_ok_and(|list| !list.is_empty())
+}
+
 /// What a descriptor of a thread refers to, as the link in `/proc/PID/fd` names it.
 #[must_use]
 pub fn descriptor(tid: Tid, fd: u64) -> String {

@@ -4,10 +4,11 @@
 //
 // Each kind of work has a thread of its own, and a partner where it needs one. Memory calls, processes and
 // registers are in unharmed_memory.h, everything that waits, transfers or is signalled in unharmed_waits.h.
-// The kinds that are named in WITHOUT do not run. `shielded`: only threads that fork can get SIGCHLD. (Ignored
-// as it is, it wakes nobody; but while a forking thread is traced, the kernel wakes any that does not block it,
-// and what a large transfer has lost then, nobody can give back.) Nothing may be interrupted, cut short, early, lost, or
-// answered otherwise than by a kernel that nobody disturbs.
+// The kinds that are named in WITHOUT do not run; without `epoll`, `interrupted` makes no epoll_pwait.
+// `shielded`: only threads that fork can get SIGCHLD. (Ignored as it is, it wakes nobody; but while a forking
+// thread is traced, the kernel wakes any that does not block it, and what a large transfer has lost then,
+// nobody can give back.) Nothing may be interrupted, cut short, early, lost, or answered otherwise than by a
+// kernel that nobody disturbs.
 //
 // Prints `working` when every kind has done a round. Ends after MILLISECONDS; with 0, when standard input
 // ends; in both cases by SIGTERM, too. The last line is
@@ -113,6 +114,7 @@ int main(int argc, char **argv) {
     if (argc > 3 && strcmp(argv[3], "shielded") == 0) sigaddset(&blocked, SIGCHLD);
     pthread_sigmask(SIG_BLOCK, &blocked, &open);
     for (int number = SIGRTMIN; number <= SIGRTMAX; number++) sigaddset(&open, number);
+    without_epoll = argc > 2 && left_out("epoll", argv[2]);
     for (int i = 0; i < KINDS; i++) {
         pthread_t id;
         if (argc > 2 && left_out(all[i].name, argv[2])) all[i].round = NULL;

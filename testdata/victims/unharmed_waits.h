@@ -413,6 +413,8 @@ static long by_ppoll(const sigset_t *open) { return ppoll(NULL, 0, NULL, open); 
 
 static long by_pselect(const sigset_t *open) { return pselect(0, NULL, NULL, NULL, NULL, open); }
 
+static int without_epoll;
+
 static long by_epoll(const sigset_t *open) {
     static int epoll = -1;
     if (epoll < 0) epoll = epoll_create1(0);
@@ -439,11 +441,11 @@ static void work_interrupted(void) {
     pthread_sigmask(SIG_SETMASK, NULL, &open);
     sigdelset(&open, interrupting);
     handle(interrupting, on_interrupt, 0);
-    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+    for (size_t i = 0; i < sizeof calls / sizeof *calls - (size_t)without_epoll; i++) {
         handled = 0;
         later(up_to(2000), queue, interrupting);
         fails(calls[i].name, calls[i].wait(&open), EINTR);
-        gives("the count of handlers that ran", handled, 1);
+        if (handled != 1) wrong("%s ended before a handler ran", calls[i].name);
         finished();
     }
     // And a read goes on after a handler with SA_RESTART.

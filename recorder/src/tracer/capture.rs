@@ -5,8 +5,8 @@
 //! [`interruption`]). A thread is looked at, left alone, and looked at again: one that slept all the
 //! while is not about to begin a transfer, and one that was seen in transfers is waited for with more
 //! patience. It is not even traced before that moment, since signals that it ignores would wake it. Those
-//! that make processes come last: for a traced one the kernel does not drop a SIGCHLD that is ignored, and
-//! it may wake any other thread. What cannot be taken up yet is tried again as long as the window is open.
+//! that make processes come last, when all others are taken up or have had their time: for a traced one the
+//! kernel does not drop a SIGCHLD that is ignored, and it may wake any other thread. What cannot be taken up yet is tried again as long as the window is open.
 
 use std::io::{self, ErrorKind};
 
@@ -52,9 +52,12 @@ pub struct Capture {
 /// What was seen of one of them.
 #[derive(Default)]
 struct Waiting {
+    name: String,
     looks: u32,
     /// It has been running since a look at which it had slept so often and used so much CPU time.
     running: Option<Sleeps>,
+    /// It was seen in a call of those that make processes, or to have made one.
+    maker: bool,
     /// It was seen in a call that must not be broken off: which.
     transfer: Option<u64>,
     /// It slept in this call, and had so many turns, at the last look.
@@ -93,8 +96,12 @@ impl Waiting {
     ) -> Verdict {
         self.looks = self.looks.saturating_add(1);
         if doing == Doing::Nothing {
-            // Stopped by job control, or waiting for a page: there is no call to break off.
-            return Verdict::Interrupt(Harm::None);
+            // Stopped by job control, or waiting for a page: there is no call to break off. But a maker is
+            // known by its calls only.
+            return match self.looks > RESTLESS {
+                true => Verdict::Interrupt(Harm::None),
+                false => Verdict::Wait,
+            };
         }
         let Doing::Call { number, .. } = doing else {
             self.asleep = None;
@@ -127,7 +134,8 @@ impl Waiting {
             return Verdict::Wait;
         }
         let restless = self.looks > RESTLESS && self.transfer.is_none();
-        let usual = match interruption::MAKERS.contains(&number) {
+        self.maker |= interruption::MAKERS.contains(&number);
+        let usual = match self.maker {
             true => SLEPT_AS_MAKER,
             false => SLEPT,
         };
@@ -146,9 +154,12 @@ impl Waiting {
 }
 
 impl Capture {
-    /// A thread is to be taken up.
-    pub fn begin(&mut self, tid: Tid) {
-        self.waiting.entry(tid).or_default();
+    /// A thread of this name is to be taken up.
+    pub fn begin(&mut self, tid: Tid, name: String) {
+        self.waiting.entry(tid).or_insert_with(|| Waiting {
+            name,
+            ..Waiting::default()
+        });
     }
 
     /// A thread stopped, or is gone. True if it was waited for.
@@ -178,7 +189,11 @@ impl Capture {
             }
             Doing::Runs | Doing::Nothing => Harm::None,
         };
-        waiting.look(doing, proc::turns(tid), || proc::sleeps(tid), harm)
+        let verdict = waiting.look(doing, proc::turns(tid), || proc::sleeps(tid), harm);
+        if verdict != Verdict::Wait && !waiting.maker {
+            waiting.maker = proc::has_children(tid);
+        }
+        verdict
     }
 
     /// Whether it may be traced next time, though it was refused: a thread that exec puts in the place of
@@ -201,6 +216,12 @@ impl Capture {
     #[must_use]
     pub fn is_under_way(&self) -> bool {
         self.waiting.values().any(|waiting| waiting.interrupted)
+    }
+
+    /// Whether a thread was seen to make processes, and others were not.
+    fn is_maker_among_others(&self, tid: Tid) -> bool {
+        let maker = self.waiting.get(&tid).is_some_and(|waiting| waiting.maker);
+        maker && self.waiting.values().any(|waiting| !waiting.maker)
     }
 
     /// Nobody is waited for.
@@ -228,6 +249,7 @@ impl Tracer {
                 return Ok(());
             }
             let harm = match self.capture.look(tid) {
+                Verdict::Interrupt(_) if self.puts_off(tid) => continue,
                 Verdict::Interrupt(harm) => harm,
                 Verdict::Wait => continue,
                 Verdict::Refused => {
@@ -245,6 +267,17 @@ impl Tracer {
             opening.looked();
         }
         Ok(())
+    }
+
+    /// While the window opens: whether others are to be taken up before this thread, or it is not known
+    /// yet which make processes.
+    fn puts_off(&self, tid: Tid) -> bool {
+        match &self.window {
+            Window::Opening(opening) => {
+                opening.still_watches() || self.capture.is_maker_among_others(tid)
+            }
+            _ => false,
+        }
     }
 
     /// The kernel does not let us trace a thread.
@@ -284,29 +317,31 @@ impl Tracer {
             }
             return false;
         }
+        // At once: it was looked at, and the longer that is ago, the more may have changed. A refusal
+        // means that it is gone, which is told of by itself.
+        let outcome = ptrace::interrupt(tid);
         let mut thread = Thread::new(self.task.root);
         thread.space = self.root_space();
-        // Asked for now, while nobody is held.
-        thread.name = proc::comm(tid);
         if let Some(space) = thread.space.and_then(|id| self.spaces.get_mut(&id)) {
             space.threads += 1;
         }
-        self.threads.insert(tid, thread);
         if let Some(waiting) = self.capture.waiting.get_mut(&tid) {
             waiting.interrupted = true;
+            thread.name = std::mem::take(&mut waiting.name);
         }
-        // Refused if it is gone, which is told of by itself.
-        ptrace::interrupt(tid).is_ok()
+        self.threads.insert(tid, thread);
+        outcome.is_ok()
     }
 
     /// Seizes a thread; an exec of its process is not waited for.
     fn seize(&self, tid: Tid, tracing: Tracing) -> io::Result<()> {
-        // A tick ends the request, and a failure to set it means that later ticks do.
+        if self.is_opening() {
+            return ptrace::seize(tid, tracing);
+        }
+        // A tick ends the request. A failure to set it means that a later one does.
         let _ = timer::start(OPENING_TICK);
         let outcome = ptrace::seize(tid, tracing);
-        if !self.is_opening() {
-            let _ = timer::start(TICK);
-        }
+        let _ = timer::start(TICK);
         outcome
     }
 

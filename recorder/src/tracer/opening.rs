@@ -19,12 +19,15 @@ use crate::proc;
 use crate::sys::{ptrace, timer, wait};
 use crate::unwind::AddressMap;
 
-/// How often threads that are not taken up yet are looked at while the window opens.
-pub const OPENING_TICK: Duration = Duration::from_millis(1);
+/// How often threads that are not taken up yet are looked at while the window opens. What was asleep in
+/// two looks in a row may wake at any moment, but seldom does in that after the second.
+pub const OPENING_TICK: Duration = Duration::from_millis(4);
+/// So many looks tell which threads make processes, before any is taken up.
+const WATCHED: u32 = 15;
 /// How long the window waits for threads that cannot be taken up at once, nanoseconds, ...
 const PATIENCE_NS: u64 = 300_000_000;
 /// ... and how many looks at each of them, on a machine that is too busy for many in that time, ...
-const LOOKS: u32 = 100;
+const LOOKS: u32 = 50;
 /// ... but no longer than this.
 const LONGEST_NS: u64 = 10_000_000_000;
 /// How long threads are held for calls of others that are under way, nanoseconds.
@@ -46,6 +49,11 @@ impl Opening {
     /// All threads that are to be taken up were looked at once more.
     pub fn looked(&mut self) {
         self.looks = self.looks.saturating_add(1);
+    }
+
+    /// Whether threads are only looked at yet, to see what they do.
+    pub fn still_watches(&self) -> bool {
+        self.looks < WATCHED
     }
 
     /// Whether those that are left have had their time; `none` is taken up so far.
@@ -98,8 +106,12 @@ impl Tracer {
             let known = self.threads.contains_key(&tid)
                 || self.newborn.contains_key(&tid)
                 || self.refused.contains(&tid);
-            if !known && attached.choice.takes(tid, &proc::comm(tid)) && !proc::is_dead(tid) {
-                self.capture.begin(tid);
+            if known || self.capture.awaits(tid) {
+                continue;
+            }
+            let name = proc::comm(tid);
+            if attached.choice.takes(tid, &name) && !proc::is_dead(tid) {
+                self.capture.begin(tid, name);
             }
         }
     }
