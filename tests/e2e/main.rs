@@ -19,3 +19,4 @@ mod leaks;
 mod programs;
 mod signals;
 mod survival;
+mod windows;
