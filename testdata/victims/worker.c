@@ -9,6 +9,7 @@
 //   churn                 maps and unmaps for ever                               "churns"
 //   stuck                 begins a transfer that never ends                      "stuck"
 //   thread NAME           makes a thread                                         "thread", says the new one
+//   copy NAME             makes a process by fork                                "copy", says the new one
 //   sharer NAME           makes a process that shares the memory (CLONE_VM)      "sharer", says the new one
 //   to NAME COMMAND       has that thread, or that process, do it                what it answers
 //   leave                 the thread ends; after the first thread another one
@@ -115,13 +116,25 @@ static void *thread(void *worker) {
     return NULL;
 }
 
-static int sharer(void *worker) {
-    const struct worker *mine = worker;
+// A process does not outlive the thread that made it.
+static void process(const struct worker *mine, const char *what) {
     check(prctl(PR_SET_PDEATHSIG, SIGKILL), "PR_SET_PDEATHSIG");
     check(prctl(PR_SET_NAME, mine->name), "PR_SET_NAME");
-    answer("sharer");
+    answer("%s", what);
     serve(mine->ends[0]);
+}
+
+static int sharer(void *worker) {
+    process(worker, "sharer");
     return 0;
+}
+
+static void copy(const struct worker *mine) {
+    pid_t pid = fork();
+    check(pid, "fork");
+    if (pid) return;
+    process(mine, "copy");
+    _exit(0);
 }
 
 static void *standard_input(void *nothing) {
@@ -197,6 +210,8 @@ static int obey(char *line) {
         never_written();
     } else if (IS("thread")) {
         new_thread(thread, new_worker(rest));
+    } else if (IS("copy")) {
+        copy(new_worker(rest));
     } else if (IS("sharer")) {
         char *top = sharer_stack + sizeof sharer_stack;
         check(clone(sharer, top, CLONE_VM | CLONE_FILES | SIGCHLD, new_worker(rest)), "clone");

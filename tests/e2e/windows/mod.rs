@@ -5,11 +5,13 @@
 //! every call that the log must have, and every one that it must not have.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use maptrail_tracelog::reader::{Chunk, LogReader};
+use maptrail_tracelog::record::{Header, Record};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -264,6 +266,17 @@ impl Log {
         let verify = self.json(&["verify"]);
         assert_eq!(verify["untraced_bytes"], bytes, "{verify:#}");
     }
+}
+
+/// How a log begins, and everything in it but its events.
+fn read(log: &Log) -> (Header, Vec<Record>) {
+    let file = File::open(&log.path).expect("a log");
+    let mut reader = LogReader::open(BufReader::new(file)).expect("a log");
+    let (mut chunk, mut records) = (Chunk::default(), Vec::new());
+    while reader.next_chunk(&mut chunk).expect("a log") {
+        records.append(&mut chunk.records);
+    }
+    (reader.header().clone(), records)
 }
 
 /// The objects in what `events --format json` prints.
