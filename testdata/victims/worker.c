@@ -177,7 +177,7 @@ static void child(const char *how) {
     } else {
         pid = vfork();
         if (pid == 0) {
-            execv("/proc/self/exe", looks);
+            execv("/proc/thread-self/exe", looks);
             _exit(98);
         }
     }
@@ -229,7 +229,7 @@ static int obey(char *line) {
     } else if (IS("child")) {
         child(rest);
     } else if (IS("exec")) {
-        execv("/proc/self/exe", again);
+        execv("/proc/thread-self/exe", again);
         die("exec");
     } else if (IS("exit")) {
         _exit(atoi(rest));
