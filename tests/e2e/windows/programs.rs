@@ -65,7 +65,6 @@ fn a_new_program_is_recorded_on_with_its_children() {
 }
 
 #[test]
-#[ignore = "a stop at exec that is peeked at answers ESRCH (looks_like_a_spurious_pid): the target stands still"]
 fn a_program_that_a_chosen_thread_runs_is_recorded_on() {
     let mut scene = Scene::new();
     let pid = scene.worker.pid();
@@ -180,7 +179,6 @@ fn a_process_whose_first_thread_leaves_is_recorded_on() {
 }
 
 #[test]
-#[ignore = "a stop at exec that is peeked at answers ESRCH (looks_like_a_spurious_pid): the target stands still"]
 fn the_only_thread_that_is_left_runs_a_new_program() {
     let mut scene = Scene::new();
     let pid = scene.worker.pid();
