@@ -229,10 +229,15 @@ pub fn has_children(tid: Tid) -> bool {
     read_text(&format!("/proc/{tid}/task/{tid}/children")).is_ok_and(|list| !list.is_empty())
 }
 
-/// What a descriptor of a thread refers to, as the link in `/proc/PID/fd` names it.
+/// What a descriptor of a thread refers to, as the link in `/proc/PID/fd` names it; `pipe:` for pipes that
+/// have names, too.
 #[must_use]
 pub fn descriptor(tid: Tid, fd: u64) -> String {
-    let link = fs::read_link(format!("/proc/{tid}/fd/{fd}"));
+    let path = format!("/proc/{tid}/fd/{fd}");
+    if attribute::is_pipe(&path) {
+        return "pipe:".into();
+    }
+    let link = fs::read_link(path);
     link.map_or_else(
         |_| String::new(),
         |name| name.to_string_lossy().into_owned(),

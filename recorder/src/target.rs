@@ -249,12 +249,14 @@ impl Choice {
                     }),
             )
             .next();
+        let refused = |cause| Error::Target {
+            pid: target.pid,
+            cause,
+        };
         match missing {
             None => Ok(()),
-            Some(cause) => Err(Error::Target {
-                pid: target.pid,
-                cause,
-            }),
+            Some(_) if !target.is_same() => Err(refused(ENDED.into())),
+            Some(cause) => Err(refused(cause)),
         }
     }
 }

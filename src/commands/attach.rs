@@ -150,7 +150,7 @@ const SMALLEST_LOG: u64 = 64 << 10;
 /// Reads a size that something fits into.
 fn parse_some_size(text: &str) -> Result<u64, String> {
     match parse_size(text)? {
-        ..SMALLEST_LOG => Err("nothing fits into a log of that size: write 100MiB or 1GiB".into()),
+        ..SMALLEST_LOG => Err("a log needs 64KiB or more: write 100MiB or 1GiB".into()),
         size => Ok(size),
     }
 }

@@ -160,7 +160,7 @@ fn options_that_leave_nothing_to_record_are_wrong_usage() {
     refused(&[pid, "--for", "0s"], &["--for", "nothing happens", "60s"]);
     refused(
         &[pid, "--max-log", "0"],
-        &["--max-log", "nothing fits", "1GiB"],
+        &["--max-log", "64KiB or more", "1GiB"],
     );
     refused(&[pid, "--max-slowdown", "-1"], &["-1"]);
     refused(&[pid, "--thread-name", "[z"], &["--thread-name", "pattern"]);

@@ -25,6 +25,9 @@ const MAP_HUGETLB: u64 = 0x4_0000;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 pub(super) const MREMAP_FIXED: u64 = 2;
 const PROT_EXEC: u64 = 4;
+pub(super) const CLONE_VM: u64 = 0x100;
+const CLONE_VFORK: u64 = 0x4000;
+const CLONE_THREAD: u64 = 0x1_0000;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 /// PTRACE_TRACEME, PTRACE_ATTACH, PTRACE_SEIZE.
 const WANTS_TO_TRACE: [u64; 3] = [0, 16, 0x4206];
@@ -187,6 +190,7 @@ impl Tracer {
             Some(Pending::Memory(call)) => self.memory_exit(tid, call, value),
             Some(Pending::Clone(changed)) => changed.put_back(&stopped)?,
             Some(Pending::Ptrace) => self.ptrace_exit(tid, value),
+            Some(Pending::Sharer { since }) => self.made_sharer(tid, value, since),
             Some(Pending::Early) => self.recorded_again(tid),
             None => return self.other_exit(stopped, value),
         }
@@ -494,8 +498,16 @@ impl Tracer {
     ) -> Result<(), StopError> {
         let tid = stopped.tid();
         let pending = match watched {
-            // Nothing in a program that must be as before without us. Such a child is found later.
-            Watched::Clone | Watched::Clone3 if self.task.attached.is_some() => None,
+            // Nothing is changed in a program that must be as before without us.
+            Watched::Clone | Watched::Clone3 if self.task.attached.is_some() => {
+                let flags = match watched {
+                    Watched::Clone3 => memory::read_u64(tid, arg0).unwrap_or(0),
+                    _ => arg0,
+                };
+                let shares = flags & (CLONE_VM | CLONE_VFORK | CLONE_THREAD) == CLONE_VM;
+                let since = self.now();
+                (shares && !self.task.follow_forks).then_some(Pending::Sharer { since })
+            }
             Watched::Clone if arg0 & CLONE_UNTRACED != 0 => {
                 stopped.set_first_argument(abi, arg0 & !CLONE_UNTRACED)?;
                 let value = arg0;

@@ -4,6 +4,7 @@ use maptrail_tracelog::calls::{Abi, X32_BIT};
 use maptrail_tracelog::record::{Body, CheckpointReason, NotTraced, Origin, SpaceEnd};
 use maptrail_tracelog::types::{Pid, SpaceId, ThreadIx, Tid};
 
+use super::calls::CLONE_VM;
 use super::state::{Changed, Newborn, Pending, Space, Staying, Thread};
 use super::window::Window;
 use super::{Stop, StopError, Stopped, Tracer};
@@ -18,8 +19,6 @@ use crate::unwind::AddressMap;
 const LONGEST_STAY_NS: u64 = 100_000_000;
 /// `exit_group` on x86-64, i386 and x32. The other calls of these numbers do not end a thread.
 const EXIT_GROUP: [u64; 3] = [231, 252, 0x4000_0000 | 231];
-/// `CLONE_VM`: the child shares the space.
-const CLONE_VM: u64 = 0x100;
 /// How long a newborn thread waits for its maker's stop, nanoseconds.
 const ORPHAN_NS: u64 = 200_000_000;
 
@@ -420,6 +419,11 @@ impl Tracer {
         if look == Look::Last {
             self.last_look(tid, id);
         }
+        self.end_space(id, how);
+    }
+
+    /// A space is gone.
+    pub(super) fn end_space(&mut self, id: SpaceId, how: SpaceEnd) {
         self.define_bases(id);
         self.record(Body::SpaceEnd { space: id, how });
         self.spaces.remove(&id);

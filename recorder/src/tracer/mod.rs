@@ -131,8 +131,8 @@ pub struct Tracer {
     /// Threads of the batch that were served and are resumed with it, and how.
     ready: Vec<(Stopped, Resume, i32)>,
     window: Window,
-    /// When it opened, in the log's time.
-    opened_ns: u64,
+    /// The log's time goes on. It stands while the first checkpoints of a running program are taken.
+    clock_runs: bool,
     /// The threads that are not let go yet are to be looked at ...
     look_at_rest: bool,
     /// ... and were so many times.
@@ -171,6 +171,7 @@ impl Tracer {
             Some(_) => Follower::nowhere(),
             None => Follower::new(),
         };
+        let clock_runs = task.attached.is_none();
         Tracer {
             task,
             front,
@@ -186,7 +187,7 @@ impl Tracer {
             batch_since: 0,
             ready: Vec::with_capacity(RESUMED_TOGETHER),
             window: Window::Waiting,
-            opened_ns: 0,
+            clock_runs,
             look_at_rest: false,
             rest_looks: 0,
             cost: Cost::default(),
@@ -547,6 +548,7 @@ impl Tracer {
     fn now(&self) -> Nanos {
         match &self.window {
             Window::Leaving(leaving) => leaving.closed(),
+            _ if !self.clock_runs => Nanos(0),
             _ => self.journal.as_ref().map_or(Nanos(0), Journal::now),
         }
     }

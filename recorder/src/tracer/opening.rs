@@ -119,6 +119,7 @@ impl Tracer {
     /// Looks for threads that are to be followed and are not traced, whoever made them; and for those
     /// that nobody follows.
     pub(super) fn look_for_threads(&mut self) {
+        self.look_for_new_program();
         self.find_chosen();
         self.find_untraced();
     }
@@ -218,10 +219,10 @@ impl Tracer {
         if let Some(space) = self.root_space() {
             self.unchosen_live_in(space);
         }
-        self.opened_ns = self.now().0;
         self.sample();
         self.find_untraced();
         self.tell_of_opening();
+        self.clock_runs = true;
         // The looks and the holding before this moment are over, and nothing to judge it by.
         self.cost_begins();
         let length = self.task.limits.window_ns.map(Duration::from_nanos);

@@ -97,6 +97,11 @@ pub enum Pending {
     Early,
     /// A `clone` or `clone3` whose flags were changed.
     Clone(Changed),
+    /// A `clone` or `clone3` that makes a process in the same space, which nobody follows.
+    Sharer {
+        /// When the call was entered.
+        since: Nanos,
+    },
     /// A `ptrace` call that wants to trace.
     Ptrace,
 }

@@ -1,8 +1,8 @@
 //! Threads that use a recorded space while nobody records their calls: the evidence for changes that no
 //! event explains.
 
-use maptrail_tracelog::record::{Body, NotTraced, Origin, Untraced};
-use maptrail_tracelog::types::{Nanos, Pid, SpaceId, Tid};
+use maptrail_tracelog::record::{Body, NotTraced, Origin, SpaceEnd, Untraced};
+use maptrail_tracelog::types::{Nanos, SpaceId, Tid};
 use rustc_hash::FxHashMap;
 use syscalls::x86_64::Sysno;
 
@@ -143,10 +143,37 @@ impl Tracer {
         }
     }
 
+    /// If one of them has run another program, nobody told of it: the space that they lived in is gone.
+    pub(super) fn look_for_new_program(&mut self) {
+        let Some(id) = self.untraced.lives_in else {
+            return;
+        };
+        // A thread that is followed tells.
+        if self.threads.values().any(|thread| thread.space == Some(id)) {
+            return;
+        }
+        let vmas = self
+            .spaces
+            .get(&id)
+            .map(|space| space.maps.all(&mut self.files));
+        if !vmas.is_some_and(|vmas| vmas.is_ok_and(|vmas| !vmas.is_empty())) {
+            self.unchosen_are_gone();
+            self.end_space(id, SpaceEnd::Exec);
+        }
+    }
+
     /// The attached process ends, or runs another program: they are gone.
     pub(super) fn unchosen_are_gone(&mut self) {
-        let space = self.untraced.lives_in.take();
-        if let Some(space) = space.and_then(|id| self.spaces.get_mut(&id)) {
+        let Some(id) = self.untraced.lives_in.take() else {
+            return;
+        };
+        let begun = self.untraced.begun.iter();
+        let there = begun.filter(|(_, begun)| begun.space == id);
+        let gone: Vec<Tid> = there.map(|(tid, _)| *tid).collect();
+        for tid in gone {
+            self.untraced_ends(tid);
+        }
+        if let Some(space) = self.spaces.get_mut(&id) {
             space.threads = space.threads.saturating_sub(1);
         }
     }
@@ -154,10 +181,32 @@ impl Tracer {
     /// Finds the threads of other processes that share the space (`vfork`, `CLONE_VM`).
     pub(super) fn find_sharers(&mut self) {
         let root = self.task.root;
-        let shares =
-            |pid: &Pid| *pid != root && ptrace::same_space(Tid(pid.0), Tid(root.0)) == Some(true);
-        let sharers = proc::processes().filter(shares);
+        // What is dead has no space, and neither have the kernel's threads.
+        let mut living = proc::threads_of(root)
+            .into_iter()
+            .filter(|tid| !proc::is_dead(*tid));
+        let Some(witness) = living.next() else {
+            return;
+        };
+        let sharers = proc::processes()
+            .filter(|pid| *pid != root && ptrace::same_space(Tid(pid.0), witness) == Some(true));
         self.untraced.sharers = sharers.flat_map(proc::threads_of).collect();
+    }
+
+    /// A thread's `clone` has made process `child` that shares its space, and that nobody follows. It may
+    /// have run, and even ended, before the call came back.
+    pub(super) fn made_sharer(&mut self, maker: Tid, child: i64, since: Nanos) {
+        let space = self.threads.get(&maker).and_then(|thread| thread.space);
+        if let (Ok(child @ 1..), Some(space)) = (u32::try_from(child), space) {
+            self.record(Body::Untraced(Untraced {
+                space,
+                tid: Tid(child),
+                name: proc::comm(maker),
+                why: NotTraced::OtherProcess,
+                since,
+                ran_ns: None,
+            }));
+        }
     }
 
     /// A thread that was not recorded is, from here on.

@@ -83,13 +83,8 @@ impl Tracer {
         match &self.window {
             Window::Open => {
                 self.sample_now_and_then();
-                let open_ns = now.saturating_sub(self.opened_ns);
-                if self
-                    .task
-                    .limits
-                    .window_ns
-                    .is_some_and(|length| open_ns >= length)
-                {
+                let length = self.task.limits.window_ns;
+                if length.is_some_and(|length| now >= length) {
                     self.close_window(WindowEnd::Time);
                 } else if let Some(which) = self.limit_reached() {
                     self.close_window(WindowEnd::Limit(which));

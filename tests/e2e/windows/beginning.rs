@@ -51,7 +51,6 @@ fn told(maps: &Value) -> BTreeSet<Mapped> {
 }
 
 #[test]
-#[ignore = "`maps --at 0s` knows no space: the log begins a moment before its first checkpoint"]
 fn what_was_mapped_before_is_there_from_the_first_instant() {
     let mut scene = Scene::new();
     scene.worker.maps("map 5 100");
@@ -71,7 +70,6 @@ fn what_was_mapped_before_is_there_from_the_first_instant() {
 }
 
 #[test]
-#[ignore = "the log begins a moment before its first checkpoint: the first point of a short window is empty"]
 fn what_was_mapped_before_is_at_the_first_point_of_a_timeline() {
     let mut scene = Scene::new();
     let before = mapped(scene.worker.pid());
@@ -156,7 +154,6 @@ fn assert_begins_after(
 }
 
 #[test]
-#[ignore = "a read of a pipe that has a name is taken for a transfer: refused as long as it waits"]
 fn a_process_that_waits_for_a_named_pipe_is_recorded() {
     let dir = TempDir::new().expect("a temporary directory");
     let pipe = dir.path().join("pipe");

@@ -86,7 +86,6 @@ fn children_run_untraced_from_their_first_instruction() {
 }
 
 #[test]
-#[ignore = "the recorder does not hear of a child made by clone(CLONE_VM) without CLONE_THREAD: drift"]
 fn children_that_share_the_memory_run_untraced_and_what_they_do_is_told_apart() {
     let family = family("share", &[], false);
     family.log.assert_exact();

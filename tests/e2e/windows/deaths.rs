@@ -118,13 +118,11 @@ fn a_target_that_is_killed_at_any_instant_is_told_of() {
 }
 
 #[test]
-#[ignore = "a target that dies while its threads are chosen is told to have no such thread, not that it ended"]
 fn a_target_that_exits_beside_its_chosen_threads_is_told_of() {
     rounds(End::Exit, true);
 }
 
 #[test]
-#[ignore = "a target that dies while its threads are chosen is told to have no such thread, not that it ended"]
 fn a_target_that_is_killed_with_its_chosen_threads_is_told_of() {
     rounds(End::Kill, true);
 }

@@ -107,7 +107,6 @@ fn a_program_that_an_unchosen_thread_runs_ends_the_window_of_the_chosen_ones() {
 }
 
 #[test]
-#[ignore = "the exec of a thread that is not traced goes unnoticed: the new program's calls are put into the old one's space"]
 fn a_window_on_threads_by_name_goes_on_in_a_new_program() {
     let mut scene = Scene::new();
     let pid = scene.worker.pid();
@@ -129,7 +128,6 @@ fn a_window_on_threads_by_name_goes_on_in_a_new_program() {
 }
 
 #[test]
-#[ignore = "all threads of the kernel are taken for processes that share the space of a zombie"]
 fn a_process_whose_first_thread_has_left_is_recorded() {
     let mut scene = Scene::new();
     let one = scene.worker.thread("one");
