@@ -6,6 +6,7 @@
 //! process dies it closes the window.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::background;
 use crate::error::Error;
 use crate::footprint::{self, Rank};
 use crate::front::{self, FromTracer, Heard, Recording, ToFront};
-use crate::journal::{self, Journal};
+use crate::journal::Journal;
 use crate::sys::guard::Guard;
 use crate::sys::spawn::{self, ChildState, Signals};
 use crate::sys::{asked, timer};
@@ -106,15 +107,8 @@ fn trace_target(
     }
     footprint::be_first_to_go(Rank::Second);
     let guard = Guard::new(GUARD).map_err(|e| format!("the guard's timer: {e}"))?;
-    let (log, keeps, command) = (options.log, options.log_is_stdout, target.command.clone());
-    let begin_log = move |start_ns| {
-        let log = log.try_clone()?;
-        if !keeps {
-            journal::empty(&log)?;
-        }
-        let header = background::header(command.clone(), mechanism, start_ns);
-        Journal::open(log, &header, start_ns, PATIENCE)
-    };
+    let unwritten = |e: io::Error| format!("the log cannot be written: {e}");
+    let log = Journal::prepare(options.log, options.log_is_stdout, PATIENCE).map_err(unwritten)?;
     let task = Task {
         root: target.pid,
         mechanism,
@@ -130,7 +124,7 @@ fn trace_target(
             target,
             choice: options.choice,
             guard,
-            begin_log: Box::new(begin_log),
+            log: Some(log),
         }),
     };
     let front = front.try_clone().map_err(|e| format!("dup: {e}"))?;

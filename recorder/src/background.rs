@@ -3,15 +3,10 @@
 //! It is a child of the process that the user started, in a session of its own: the terminal's signals
 //! do not reach it, and it can stay behind.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::panic::{self, AssertUnwindSafe};
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use maptrail_tracelog::record::{Header, Mechanism};
-use maptrail_tracelog::types::PAGE;
 
 use crate::error::Error;
 use crate::front::ToFront;
@@ -99,31 +94,5 @@ fn take_other_name() {
     }
     if let Ok(memory) = File::options().write(true).open("/proc/self/mem") {
         let _ = memory.write_all_at(&line, range.start.0);
-    }
-}
-
-/// The head of a log that begins now.
-#[must_use]
-pub fn header(command: Vec<String>, mechanism: Mechanism, monotonic_start_ns: u64) -> Header {
-    let (host, kernel) = nix::sys::utsname::uname().map_or_else(
-        |_| (String::new(), String::new()),
-        |u| {
-            let text = |s: &OsStr| s.to_string_lossy().into_owned();
-            let kernel = format!("{} {}", text(u.release()), text(u.version()));
-            (text(u.nodename()), kernel)
-        },
-    );
-    let since_epoch = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Header {
-        writer: env!("CARGO_PKG_VERSION").into(),
-        host,
-        kernel,
-        command,
-        mechanism,
-        wall_start_ns: since_epoch.as_nanos() as u64,
-        monotonic_start_ns,
-        page_size: PAGE as u32,
     }
 }

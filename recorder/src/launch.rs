@@ -194,7 +194,7 @@ fn trace_program(
     let start_ns = timer::monotonic_ns();
     let command = options.command.iter();
     let command = command.map(|word| word.to_string_lossy().into_owned());
-    let header = background::header(command.collect(), mechanism, start_ns);
+    let header = journal::header(command.collect(), mechanism, start_ns);
     let unwritten = |e| format!("the log cannot be written: {e}");
     if !options.log_is_stdout {
         journal::empty(&options.log).map_err(unwritten)?;

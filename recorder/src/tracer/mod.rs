@@ -92,8 +92,8 @@ pub struct Attached {
     pub choice: Choice,
     /// Frees the program if the tracer gives no sign of life.
     pub guard: Guard,
-    /// Begins the log, with times that count from the given instant of CLOCK_MONOTONIC, nanoseconds.
-    pub begin_log: Box<dyn FnMut(u64) -> io::Result<Journal>>,
+    /// The log, until it begins with the window.
+    pub log: Option<Journal>,
 }
 
 /// Counts for the summary.

@@ -14,6 +14,7 @@ use super::state::{Pending, Thread};
 use super::window::{TICK, Window};
 use super::{StopError, Stopped, Tracer};
 use crate::code::Source;
+use crate::journal;
 use crate::maps::Maps;
 use crate::proc;
 use crate::sys::{ptrace, timer, wait};
@@ -186,13 +187,14 @@ impl Tracer {
     }
 
     fn open_window(&mut self) {
-        let begun = self.task.attached.as_mut();
-        match begun.map(|attached| (attached.begin_log)(timer::monotonic_ns())) {
-            Some(Ok(journal)) => self.journal = Some(journal),
-            Some(Err(error)) => {
-                return self.refuse(&format!("the log cannot be written: {error}"));
-            }
-            None => return,
+        let now = timer::monotonic_ns();
+        let Some(attached) = &mut self.task.attached else {
+            return;
+        };
+        let command = attached.target.command.clone();
+        self.journal = attached.log.take();
+        if let Some(journal) = &mut self.journal {
+            journal.begin(journal::header(command, self.task.mechanism, now), now);
         }
         self.remember_turns();
         let Window::Opening(opening) = std::mem::replace(&mut self.window, Window::Open) else {

@@ -1,24 +1,28 @@
 //! Collects what the tracer sees into chunks and has them written by a thread of their own, so that
 //! compression and the disk are off the tracer's path.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+mod place;
+mod writing;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use maptrail_tracelog::record::{Body, CallEvent, Header, Record};
-use maptrail_tracelog::types::{Nanos, Stamp, Tid};
+use maptrail_tracelog::record::{Body, CallEvent, Header, Mechanism, Record};
+use maptrail_tracelog::types::{Nanos, PAGE, Stamp};
 use maptrail_tracelog::writer::{Chunk, LogWriter};
 
-use crate::error::Error;
-use crate::proc;
 use crate::sys::timer;
 use crate::unwind::Interner;
+
+pub use place::{create, empty};
+
+use writing::{Begin, Writing};
 
 /// A chunk is handed on at this many events, whatever its age.
 const CHUNK_EVENTS: usize = 8192;
@@ -30,83 +34,29 @@ const WAITING_CHUNKS: usize = 32;
 /// and again by one that is too slow.
 const REGAINED: u64 = 20;
 
-/// Creates the file of a log: readable by its owner only, never through a symbolic link, and never
-/// over an existing file unless `force`. What an existing file holds is still there.
-///
-/// # Errors
-/// [`Error::Output`].
-pub fn create(path: &Path, force: bool) -> Result<(File, Fresh), Error> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
-    options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NOCTTY);
-    let opened = match options.clone().create_new(true).open(path) {
-        Ok(file) => Fresh::new(path, &file).map(|fresh| (file, fresh)),
-        Err(e) if force && e.kind() == io::ErrorKind::AlreadyExists => {
-            let opened = options.create(true).open(path);
-            opened.inspect(make_private).map(|file| (file, Fresh(None)))
-        }
-        Err(e) => Err(e),
-    };
-    let told = |error: io::Error| match error.kind() {
-        io::ErrorKind::AlreadyExists if path.is_dir() => io::ErrorKind::IsADirectory.into(),
-        _ => error,
-    };
-    opened.map_err(|error| Error::Output {
-        path: path.to_owned(),
-        source: told(error),
-    })
-}
-
-/// Empties a file; a device or a pipe holds nothing.
-pub fn empty(file: &File) -> io::Result<()> {
-    match file.metadata()?.is_file() {
-        true => file.set_len(0),
-        false => Ok(()),
-    }
-}
-
-/// Gives an existing file the mode that a new log has. A device or a pipe is shared on purpose, and
-/// another user's file is that user's to protect.
-fn make_private(file: &File) {
-    let Ok(meta) = file.metadata() else { return };
-    if meta.is_file() && proc::effective_uid(Tid(std::process::id())) == Some(meta.uid()) {
-        // Where a file system has no modes, a new log would be no more private.
-        let _ = file.set_permissions(PermissionsExt::from_mode(0o600));
-    }
-}
-
-/// A log's file that was not there before this run: its place, device and inode. Empty for one that
-/// was.
-#[derive(Debug)]
-pub struct Fresh(Option<(PathBuf, u64, u64)>);
-
-impl Fresh {
-    fn new(path: &Path, file: &File) -> io::Result<Fresh> {
-        let meta = file.metadata()?;
-        Ok(Fresh(Some((path.to_owned(), meta.dev(), meta.ino()))))
-    }
-
-    /// Takes the file away again after a recording that failed with `error`, if the program has not
-    /// run. What was there before stays, and so does what somebody else put there meanwhile.
-    pub fn remove_unused(self, error: &Error) {
-        let Some((path, dev, inode)) = self.0 else {
-            return;
-        };
-        let Ok(meta) = path.symlink_metadata() else {
-            return;
-        };
-        let not_run = matches!(
-            error,
-            Error::NotFound(_)
-                | Error::NoInterpreter(_)
-                | Error::NotExecutable { .. }
-                | Error::Refused { .. }
-                | Error::Target { .. }
-        );
-        // The header is written before the program starts, so an empty log says the same.
-        if (not_run || meta.len() == 0) && (meta.dev(), meta.ino()) == (dev, inode) {
-            let _ = std::fs::remove_file(path);
-        }
+/// The head of a log that begins now.
+#[must_use]
+pub fn header(command: Vec<String>, mechanism: Mechanism, monotonic_start_ns: u64) -> Header {
+    let (host, kernel) = nix::sys::utsname::uname().map_or_else(
+        |_| (String::new(), String::new()),
+        |u| {
+            let text = |s: &OsStr| s.to_string_lossy().into_owned();
+            let kernel = format!("{} {}", text(u.release()), text(u.version()));
+            (text(u.nodename()), kernel)
+        },
+    );
+    let since_epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Header {
+        writer: env!("CARGO_PKG_VERSION").into(),
+        host,
+        kernel,
+        command,
+        mechanism,
+        wall_start_ns: since_epoch.as_nanos() as u64,
+        monotonic_start_ns,
+        page_size: PAGE as u32,
     }
 }
 
@@ -114,6 +64,7 @@ impl Fresh {
 pub struct Journal {
     chunk: Chunk,
     start_ns: u64,
+    header: Arc<OnceLock<Header>>,
     to_writer: Option<SyncSender<Chunk>>,
     empty: Receiver<Chunk>,
     failure: Arc<OnceLock<String>>,
@@ -147,57 +98,60 @@ impl Journal {
         start_ns: u64,
         patience: Duration,
     ) -> io::Result<Journal> {
-        let mut log = LogWriter::create(file, header)?;
-        // A log on stdout may begin behind something else. A pipe has no position.
-        let end = log.get_mut().stream_position().ok();
-        let begin = end.and_then(|end| end.checked_sub(log.bytes_written()));
+        let log = LogWriter::create(file, header)?;
+        let mut journal = Journal::start(Begin::Done(Box::new(log)), patience)?;
+        journal.start_ns = start_ns;
+        Ok(journal)
+    }
+
+    /// Starts the writing thread for a log that begins with [`Journal::begin`]. Nothing is written, nor
+    /// emptied, until then, and then by that thread: nobody waits for the disk.
+    pub fn prepare(file: File, keeps: bool, patience: Duration) -> io::Result<Journal> {
+        let header = Arc::new(OnceLock::new());
+        let begin = Begin::Later {
+            file,
+            keeps,
+            header: Arc::clone(&header),
+        };
+        let mut journal = Journal::start(begin, patience)?;
+        journal.header = header;
+        Ok(journal)
+    }
+
+    /// The log begins now: its times count from `start_ns`.
+    pub fn begin(&mut self, header: Header, start_ns: u64) {
+        self.start_ns = start_ns;
+        // It begins once.
+        let _ = self.header.set(header);
+        if let Some(to_writer) = &self.to_writer {
+            // An empty chunk: time to write the header. If that is refused the first full one is.
+            let _ = to_writer.try_send(Chunk::default());
+        }
+    }
+
+    fn start(begin: Begin, patience: Duration) -> io::Result<Journal> {
         let (to_writer, chunks) = sync_channel::<Chunk>(WAITING_CHUNKS);
         let (recycle, empty) = channel();
-        let failure = Arc::new(OnceLock::new());
-        let failed = Arc::clone(&failure);
-        let lost = Arc::new(AtomicU64::new(0));
-        let dropped = Arc::clone(&lost);
-        let written = Arc::new(AtomicU64::new(log.bytes_written()));
-        let grown = Arc::clone(&written);
+        let writing = Writing {
+            chunks,
+            recycle,
+            failure: Arc::default(),
+            lost: Arc::default(),
+            written: Arc::default(),
+        };
+        let (failure, lost) = (Arc::clone(&writing.failure), Arc::clone(&writing.lost));
+        let written = Arc::clone(&writing.written);
         let work = move || {
             timer::block_signals_in_this_thread();
-            for mut chunk in &chunks {
-                if let Err(error) = log.write_chunk(&chunk) {
-                    let _ = failed.set(error.to_string());
-                    cut_back(&mut log, begin);
-                    // What can still be said is the closing summary, if it fits. The tracer has seen
-                    // the failure and sends nothing else any more.
-                    let mut closing = chunk;
-                    loop {
-                        dropped.fetch_add(closing.events.len() as u64, Ordering::Relaxed);
-                        match chunks.recv() {
-                            Ok(chunk) => closing = chunk,
-                            Err(_) => break,
-                        }
-                    }
-                    only_summary(&mut closing, dropped.load(Ordering::Relaxed));
-                    if log.write_chunk(&closing).is_err() {
-                        cut_back(&mut log, begin);
-                    }
-                    return;
-                }
-                grown.store(log.bytes_written(), Ordering::Relaxed);
-                chunk.nodes.clear();
-                chunk.records.clear();
-                chunk.events.clear();
-                let _ = recycle.send(chunk);
-            }
-            if let Err(error) = log.finish() {
-                let _ = failed.set(error.to_string());
-                cut_back(&mut log, begin);
-            }
+            writing.write_all(begin);
         };
         let writer = std::thread::Builder::new()
             .name("maptrail-log".into())
             .spawn(work)?;
         Ok(Journal {
             chunk: Chunk::default(),
-            start_ns,
+            start_ns: 0,
+            header: Arc::default(),
             to_writer: Some(to_writer),
             empty,
             failure,
@@ -347,31 +301,5 @@ impl Closing {
         let lost = self.lost.load(Ordering::Relaxed);
         let events = self.events.saturating_sub(lost);
         (events, lost, self.failure.get().cloned())
-    }
-}
-
-/// What a chunk has to say of the recording as a whole, which lost `lost` events. Nothing else may
-/// follow those: it would speak of what they defined.
-fn only_summary(chunk: &mut Chunk, lost: u64) {
-    chunk.events.clear();
-    chunk.nodes.clear();
-    (chunk.records).retain_mut(|record| match &mut record.body {
-        Body::Summary(summary) => {
-            summary.lost = summary.lost.max(lost);
-            true
-        }
-        body => matches!(body, Body::Note(_)),
-    });
-}
-
-/// Takes back a block that could not be written whole; the log begins at `begin` of its file. A pipe
-/// cannot do that: its reader sees a cut log.
-fn cut_back(log: &mut LogWriter<File>, begin: Option<u64>) {
-    let Some(end) = begin.map(|begin| begin + log.bytes_written()) else {
-        return;
-    };
-    let file = log.get_mut();
-    if file.set_len(end).is_ok() && file.seek(SeekFrom::Start(end)).is_ok() {
-        log.was_cut_back();
     }
 }
