@@ -380,6 +380,7 @@ impl Tracer {
         // Job control breaks calls off in every program.
         if interrupted && stop != Stop::Group {
             interruption::undo(stopped)?;
+            self.interrupted_in_transfer(stopped)?;
         }
         Ok(())
     }

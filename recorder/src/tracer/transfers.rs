@@ -110,18 +110,45 @@ impl Tracer {
         stopped: Stopped,
         value: i64,
     ) -> Result<Option<Stopped>, StopError> {
+        if self.goes_back(&stopped, value)? {
+            self.go(stopped, Resume::ToSyscall, 0)?;
+            return Ok(None);
+        }
+        Ok(Some(stopped))
+    }
+
+    /// A thread was interrupted when it slept, it seemed, in a call that survives that. If it had gone on to
+    /// a transfer meanwhile, that is made good.
+    pub(super) fn interrupted_in_transfer(&mut self, stopped: &Stopped) -> Result<(), StopError> {
+        let regs = stopped.regs()?;
+        let value = regs.rax.cast_signed();
+        let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
+        let x86_64 = stopped.syscall_info()?.abi == Some(Abi::X86_64);
+        let transfer = Transfer::of_call(Abi::X86_64, regs.orig_rax, &args);
+        if let Some(transfer) = transfer.filter(|_| x86_64 && value > 0)
+            && let Some(thread) = self.threads.get_mut(&stopped.tid())
+        {
+            thread.transfers.current = Some(transfer);
+            self.goes_back(stopped, value)?;
+        }
+        Ok(())
+    }
+
+    /// Prepares a thread whose transfer came back with `value` to make it once more for the rest, if there
+    /// is one that it should not know of; and tells it of the whole when there is none.
+    fn goes_back(&mut self, stopped: &Stopped, value: i64) -> Result<bool, StopError> {
         let tid = stopped.tid();
         let Some(thread) = self.threads.get_mut(&tid) else {
-            return Ok(Some(stopped));
+            return Ok(false);
         };
         let Some(transfer) = thread.transfers.current.take() else {
-            return Ok(Some(stopped));
+            return Ok(false);
         };
         // A handler is about to run, which may make an error of that: then what was moved is told.
         let told = transfer.done > 0 && proc::awaits_signal(tid, &IGNORED_BY_DEFAULT);
         if STARTS_AGAIN.contains(&value) && !told {
             thread.transfers.rest = Some(transfer).filter(|t| t.done > 0);
-            return Ok(Some(stopped));
+            return Ok(false);
         }
         let moved = u64::try_from(value).unwrap_or(0);
         let done = transfer.done.saturating_add(moved);
@@ -135,8 +162,7 @@ impl Tracer {
             regs.rsi = transfer.buffer.wrapping_add(done);
             regs.rdx = transfer.len - done;
             stopped.set_regs(&regs)?;
-            self.go(stopped, Resume::ToSyscall, 0)?;
-            return Ok(None);
+            return Ok(true);
         }
         if transfer.done > 0 {
             let mut regs = stopped.regs()?;
@@ -145,7 +171,7 @@ impl Tracer {
             (regs.rsi, regs.rdx) = (transfer.buffer, transfer.len);
             stopped.set_regs(&regs)?;
         }
-        Ok(Some(stopped))
+        Ok(false)
     }
 }
 

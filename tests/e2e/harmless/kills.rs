@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Attached, BROKEN_OFF_BY_A_KILL, BUSY, Victim, attach, let_go, rounds, threads};
+use super::{Attached, BROKEN_OFF_BY_A_KILL, BUSY, Victim, attach, rounds, threads};
+use crate::common::attach::until_free;
 use crate::common::{finish, until};
 
 /// The process that traces the target, or the one that is about to.
@@ -98,7 +99,7 @@ fn killed_again_and_again(line: &str, whom: &[Doomed], rounds: usize) {
         if let Some(tracer) = tracer {
             until("the tracer ends", || has_ended(tracer).then_some(()));
         }
-        let_go(target);
+        until_free(target.as_raw().cast_unsigned());
         victim.assert_alive(&format!("{line}: killed in round {round} after {after:?}"));
         attach(&mut victim, "10ms");
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::common::{finish, maptrail, until_or, victim_command};
+use crate::common::{finish, maptrail, victim_command};
 
 mod kills;
 mod outages;
@@ -240,24 +240,4 @@ fn threads(of: Pid) -> Vec<Status> {
         .collect();
     all.sort_by_key(|thread| thread.tid);
     all
-}
-
-/// Waits until no thread of a process is traced, and then asserts that none is stopped.
-fn let_go(target: Pid) {
-    let held = || -> Vec<String> {
-        let stopped = |thread: &Status| {
-            let state = thread.field("State");
-            thread.field("TracerPid") != "0" || state.starts_with(['t', 'T'])
-        };
-        let told = |thread: Status| format!("{}: {}", thread.tid, thread.field("State"));
-        threads(target)
-            .into_iter()
-            .filter(stopped)
-            .map(told)
-            .collect()
-    };
-    until_or(
-        || held().is_empty().then_some(()),
-        || format!("threads are still held: {:?}", held()),
-    );
 }

@@ -4,7 +4,8 @@ use std::fs;
 
 use nix::unistd::Pid;
 
-use super::{BUSY, BUSY_WITH_SIGCHLD, Victim, attach, let_go, rounds, threads};
+use super::{BUSY, BUSY_WITH_SIGCHLD, Victim, attach, rounds, threads};
+use crate::common::attach::until_free;
 use crate::common::{until, until_or};
 
 #[test]
@@ -15,7 +16,7 @@ fn a_busy_target_sees_nothing_of_many_windows() {
         for round in 0..rounds {
             attach(&mut victim, "50ms");
             victim.assert_alive(&format!("{line}: after window {round}"));
-            let_go(victim.pid());
+            until_free(victim.pid().as_raw().cast_unsigned());
         }
         eprintln!("{line}: {rounds} windows: {}", victim.assert_unharmed());
     }
@@ -61,7 +62,7 @@ fn a_target_at_rest_is_the_same_after_many_windows() {
     for round in 0..rounds {
         attach(&mut victim, "10ms");
         victim.assert_alive(&format!("after window {round}"));
-        let_go(victim.pid());
+        until_free(victim.pid().as_raw().cast_unsigned());
     }
     // A thread that was let go may not have come back to its rest yet.
     until_or(
