@@ -130,7 +130,10 @@ pub fn core_of(tid: Tid) -> Option<usize> {
 
 /// A number in `/proc/TID/stat`; fields count from 1.
 fn stat_field(tid: Tid, number: usize) -> Option<u64> {
-    let text = read_text(&format!("/proc/{tid}/stat")).ok()?;
+    field_of_stat(&read_text(&format!("/proc/{tid}/stat")).ok()?, number)
+}
+
+fn field_of_stat(text: &str, number: usize) -> Option<u64> {
     // The name in parentheses may hold anything; what follows the last one is field 3.
     let (_, after) = text.rsplit_once(')')?;
     after
@@ -138,6 +141,13 @@ fn stat_field(tid: Tid, number: usize) -> Option<u64> {
         .nth(number.checked_sub(3)?)?
         .parse()
         .ok()
+}
+
+/// CPU time that a thread spent in its program's own code, in ticks of the clock (field 14).
+#[must_use]
+pub fn user_time(tid: Tid) -> Option<u64> {
+    let text = read_text(&format!("/proc/{tid}/task/{tid}/stat")).ok()?;
+    field_of_stat(&text, 14)
 }
 
 /// Every process that is seen.
@@ -234,14 +244,17 @@ pub fn has_children(tid: Tid) -> bool {
 #[must_use]
 pub fn descriptor(tid: Tid, fd: u64) -> String {
     let path = format!("/proc/{tid}/fd/{fd}");
-    if attribute::is_pipe(&path) {
-        return "pipe:".into();
-    }
-    let link = fs::read_link(path);
-    link.map_or_else(
+    let link = fs::read_link(&path);
+    let name = link.map_or_else(
         |_| String::new(),
         |name| name.to_string_lossy().into_owned(),
-    )
+    );
+    // A file's own server need not be asked about what the name tells already.
+    let file = name.starts_with('/') && !name.starts_with("/dev/");
+    match file && attribute::is_pipe(&path) {
+        true => "pipe:".into(),
+        false => name,
+    }
 }
 
 /// Whether reads and writes through a descriptor of a thread never wait (proc_pid_fdinfo(5), `flags`).

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::ptr;
+use std::time::Duration;
 
 use libc::{c_int, pid_t, sock_filter, sock_fprog};
 use maptrail_tracelog::types::Pid;
@@ -247,6 +248,40 @@ fn close_each_but(keep: &[RawFd]) -> io::Result<()> {
         unsafe { libc::close(fd) };
     }
     Ok(())
+}
+
+/// Has this process end when its first thread has (in a thread of its own), or if that does not end for a
+/// second.
+pub fn end_after_this_thread() -> io::Result<()> {
+    let first = format!("/proc/self/task/{}/stat", std::process::id());
+    let wait = move || {
+        for _ in 0..1000 {
+            let ended = |stat: String| {
+                stat.rsplit_once(") ")
+                    .is_some_and(|(_, s)| s.starts_with('Z'))
+            };
+            if std::fs::read_to_string(&first).map_or(true, ended) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        exit_now(0);
+    };
+    let others = std::thread::Builder::new().name("maptrail-end".into());
+    others.spawn(move || {
+        super::timer::block_signals_in_this_thread();
+        wait();
+    })?;
+    Ok(())
+}
+
+/// Ends this thread alone, which is quicker than the end of a process: nothing is freed or closed. The
+/// kernel lets go of all that it traces.
+pub fn end_this_thread() -> ! {
+    loop {
+        // SAFETY: the call ends the thread, whatever it is in the midst of; nobody waits for it to unwind.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
 }
 
 /// Raises this process's limits as far as it may: they were meant for the program.

@@ -44,7 +44,8 @@ pub fn stop() -> io::Result<()> {
     set(Duration::ZERO)
 }
 
-fn set(interval: Duration) -> io::Result<()> {
+/// Ticks, which were started once, come every `interval` from now on.
+pub fn set(interval: Duration) -> io::Result<()> {
     let tick = libc::timeval {
         tv_sec: interval.as_secs() as libc::time_t,
         tv_usec: libc::suseconds_t::from(interval.subsec_micros()),

@@ -74,7 +74,6 @@ pub fn now(tid: Tid, stops: Stops) -> io::Result<Event> {
 }
 
 fn wait(whom: libc::idtype_t, id: u32, block: bool, stops: Stops) -> io::Result<Event> {
-    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let mut flags = libc::WEXITED | libc::WSTOPPED | libc::__WALL;
     if !block {
         flags |= libc::WNOHANG;
@@ -82,6 +81,7 @@ fn wait(whom: libc::idtype_t, id: u32, block: bool, stops: Stops) -> io::Result<
     if stops == Stops::Peeked {
         flags |= libc::WNOWAIT;
     }
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: waitid writes one siginfo_t.
     let answer = unsafe { libc::waitid(whom, id, info.as_mut_ptr(), flags) };
     if answer < 0 {
@@ -115,19 +115,19 @@ fn wait(whom: libc::idtype_t, id: u32, block: bool, stops: Stops) -> io::Result<
 }
 
 /// Takes a peeked stop off the list, so that it is not shown again while the thread is held. Not for
-/// signal stops (see the module's head). Returns what was taken: SIGKILL may have woken the thread,
-/// which then stands at its exit, or (`None`) nowhere yet.
+/// signal stops (see the module's head), nor for a death. Returns what was taken: SIGKILL may have woken the
+/// thread, which then stands at its exit, or (`None`) nowhere yet.
 pub fn take(stopped: &Stopped) -> Option<Stop> {
-    let mut status = 0;
-    // SAFETY: waitpid writes one int. A failure means that the thread died; its death is reported.
-    let answer = unsafe {
-        libc::waitpid(
-            stopped.tid().0 as pid_t,
-            &raw mut status,
-            libc::__WALL | libc::WNOHANG | libc::WSTOPPED,
-        )
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let flags = libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
+    // SAFETY: waitid writes one siginfo_t, which zeroes make a valid one.
+    let (answer, info) = unsafe {
+        let answer = libc::waitid(libc::P_PID, stopped.tid().0, info.as_mut_ptr(), flags);
+        (answer, info.assume_init())
     };
-    (answer > 0 && libc::WIFSTOPPED(status)).then(|| decode(status >> 8))
+    // SAFETY: an answer of waitid has these fields, and so has one that tells of nobody, as zeroes.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    (answer == 0 && pid != 0).then(|| decode(status))
 }
 
 fn reap(pid: pid_t) -> io::Result<i32> {

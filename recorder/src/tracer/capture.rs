@@ -10,12 +10,13 @@
 
 use std::io::{self, ErrorKind};
 
+use maptrail_tracelog::record::WindowEnd;
 use maptrail_tracelog::types::{Pid, Tid};
 use rustc_hash::FxHashMap;
 
 use super::interruption::{self, Harm};
-use super::opening::{ENDED, OPENING_TICK};
-use super::window::{TICK, Window};
+use super::opening::OPENING_TICK;
+use super::window::Window;
 use super::{Stop, StopError, Stopped, Thread, Tracer};
 use crate::mechanism;
 use crate::proc::{self, Doing, Turns};
@@ -40,6 +41,8 @@ const SLEPT_AS_MAKER: u64 = 10;
 const RESTLESS: u32 = 10;
 /// So often in sum the kernel's refusal to have a thread traced is not taken for its last word.
 const REFUSALS: u32 = 5;
+/// How long those that are taken up stand while others are looked at, nanoseconds.
+const UNSERVED_NS: u64 = 200_000;
 /// How long an interrupted thread whose call must be made good is waited for at once, nanoseconds.
 const AT_ONCE_NS: u64 = 1_000_000;
 
@@ -74,6 +77,8 @@ struct Waiting {
 struct Sleeps {
     times: Option<u64>,
     ran_ns: u64,
+    /// What of that was spent in the program's own code, in ticks of the clock.
+    user: Option<u64>,
 }
 
 /// What to do with a thread after a look at it.
@@ -86,12 +91,13 @@ enum Verdict {
 }
 
 impl Waiting {
-    /// `sleeps` is asked of a thread that runs, `harm` of one that sleeps.
+    /// `sleeps` and `user_time` are asked of a thread that runs, `harm` of one that sleeps.
     fn look(
         &mut self,
         doing: Doing,
         turns: Option<Turns>,
         sleeps: impl FnOnce() -> Option<u64>,
+        user_time: impl FnOnce() -> Option<u64>,
         harm: impl FnOnce() -> Harm,
     ) -> Verdict {
         self.looks = self.looks.saturating_add(1);
@@ -108,14 +114,18 @@ impl Waiting {
             let now = Sleeps {
                 times: sleeps(),
                 ran_ns: turns.map_or(0, |turns| turns.ran_ns),
+                user: user_time(),
             };
             let since = *self.running.get_or_insert(now);
             if since.times != now.times {
                 self.running = Some(now);
                 return Verdict::Wait;
             }
+            // What runs in the kernel alone may be one long call, which an interrupt would cut short.
+            let of_its_own = now.user != since.user;
             let computed = now.ran_ns.saturating_sub(since.ran_ns);
-            return match computed >= self.patience(COMPUTED, COMPUTED_AFTER_TRANSFER) {
+            return match of_its_own && computed >= self.patience(COMPUTED, COMPUTED_AFTER_TRANSFER)
+            {
                 true => Verdict::Interrupt(Harm::None),
                 false => Verdict::Wait,
             };
@@ -189,7 +199,8 @@ impl Capture {
             }
             Doing::Runs | Doing::Nothing => Harm::None,
         };
-        let verdict = waiting.look(doing, proc::turns(tid), || proc::sleeps(tid), harm);
+        let (sleeps, user_time) = (|| proc::sleeps(tid), || proc::user_time(tid));
+        let verdict = waiting.look(doing, proc::turns(tid), sleeps, user_time, harm);
         if verdict != Verdict::Wait && !waiting.maker {
             waiting.maker = proc::has_children(tid);
         }
@@ -242,9 +253,14 @@ impl Tracer {
     /// would see EINTR.
     pub(super) fn capture(&mut self) -> io::Result<()> {
         let tids: Vec<Tid> = self.capture.waiting.keys().copied().collect();
+        let mut served = timer::monotonic_ns();
         for tid in tids {
-            // On a busy machine this may take long.
+            // On a busy machine this may take long, and nobody is to stand until all are looked at.
             self.sign_of_life();
+            if timer::monotonic_ns() - served > UNSERVED_NS {
+                self.serve_waiting()?;
+                served = timer::monotonic_ns();
+            }
             if !self.is_recording() {
                 return Ok(());
             }
@@ -260,8 +276,6 @@ impl Tracer {
             if self.interrupt(tid) && harm == Harm::Undone {
                 self.serve_at_once(tid)?;
             }
-            // Nor does any thread stand until all are looked at.
-            self.serve_waiting()?;
         }
         if let Window::Opening(opening) = &mut self.window {
             opening.looked();
@@ -312,9 +326,7 @@ impl Tracer {
             // Another process, which has its pid by now: it is let go where it stops.
             self.capture.end(tid);
             self.threads.insert(tid, Thread::new(self.task.root));
-            if self.is_opening() {
-                self.refuse(ENDED);
-            }
+            self.close_window(WindowEnd::ProgramEnded);
             return false;
         }
         // At once: it was looked at, and the longer that is ago, the more may have changed. A refusal
@@ -339,9 +351,9 @@ impl Tracer {
             return ptrace::seize(tid, tracing);
         }
         // A tick ends the request. A failure to set it means that a later one does.
-        let _ = timer::start(OPENING_TICK);
+        let _ = timer::set(OPENING_TICK);
         let outcome = ptrace::seize(tid, tracing);
-        let _ = timer::start(TICK);
+        let _ = timer::set(self.tick_length());
         outcome
     }
 
@@ -380,7 +392,10 @@ impl Tracer {
         // Job control breaks calls off in every program.
         if interrupted && stop != Stop::Group {
             interruption::undo(stopped)?;
-            self.interrupted_in_transfer(stopped)?;
+            // At the stop of a signal its handler is about to run, and a short count is for that to see.
+            if stop == Stop::Trap {
+                self.interrupted_in_transfer(stopped)?;
+            }
         }
         Ok(())
     }
@@ -402,12 +417,13 @@ mod tests {
     }
 
     fn look(waiting: &mut Waiting, number: u64, turn: u64, harm: Harm) -> Verdict {
-        waiting.look(in_call(number), turns(turn), || None, || harm)
+        waiting.look(in_call(number), turns(turn), || None, || None, || harm)
     }
 
     fn run(waiting: &mut Waiting, slept: u64, ran_ns: u64) -> Verdict {
         let turns = Some(Turns { ran_ns, turns: 1 });
-        waiting.look(Doing::Runs, turns, || Some(slept), || Harm::None)
+        let user = || Some(ran_ns / COMPUTED);
+        waiting.look(Doing::Runs, turns, || Some(slept), user, || Harm::None)
     }
 
     #[test]

@@ -313,13 +313,26 @@ impl Tracer {
         self.rest_looks > REST_LOOKS || !busy
     }
 
+    /// Serves those that have stopped, and ends the thread that traces the others, all in one breath: who
+    /// came to stand before a call in between would see it broken off. Returns if that cannot be done, or
+    /// nobody is left.
     pub(super) fn let_the_rest_go(&mut self) -> io::Result<()> {
+        let others = spawn::end_after_this_thread();
         loop {
             match wait::next(false, mechanism::stops(self.task.mechanism))? {
                 Event::Stopped(stopped, stop) => self.serve(stopped, stop),
                 Event::Ended(tid, status) => self.thread_ended(tid, status),
-                Event::Interrupted | Event::Nothing | Event::NoneLeft => return Ok(()),
+                Event::Interrupted => {}
+                Event::Nothing => break,
+                Event::NoneLeft => return Ok(()),
             }
+        }
+        if let Some(attached) = &self.task.attached {
+            attached.guard.rest();
+        }
+        match others {
+            Ok(()) => spawn::end_this_thread(),
+            Err(_) => Ok(()),
         }
     }
 

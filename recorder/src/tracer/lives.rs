@@ -33,7 +33,8 @@ impl Tracer {
                 _ => self.resume(stopped),
             };
         }
-        self.take(&stopped);
+        // Nothing is known of a newborn that is about to exit.
+        let _ = self.take(&stopped);
         if !self.is_recording() && self.task.attached.is_none() {
             // Ticks have ended with the log; this one may need them.
             let _ = timer::start(TICK);
@@ -204,6 +205,8 @@ impl Tracer {
     }
 
     fn new_thread(&mut self, tid: Tid, pid: Pid, space: Option<SpaceId>) -> &mut Thread {
+        // It was seen, perhaps, before its birth was told of.
+        self.was_traced(tid);
         let thread = Thread::new(pid);
         self.threads.insert(tid, thread);
         if let Some(space) = space {
@@ -320,7 +323,8 @@ impl Tracer {
             self.unchosen_are_gone();
         }
         if whole_process && let Some(pid) = self.must_stay(tid) {
-            self.take(&stopped);
+            // It stands at its exit already.
+            let _ = self.take(&stopped);
             let since = timer::monotonic_ns();
             self.staying.insert(
                 pid,
@@ -404,10 +408,12 @@ impl Tracer {
         let Some(thread) = self.threads.get_mut(&tid) else {
             return;
         };
-        let Some(id) = thread.space.filter(|_| !thread.exiting) else {
+        if std::mem::replace(&mut thread.exiting, true) {
+            return;
+        }
+        let Some(id) = thread.space else {
             return;
         };
-        thread.exiting = true;
         let Some(space) = self.spaces.get_mut(&id) else {
             return;
         };

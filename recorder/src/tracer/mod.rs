@@ -60,6 +60,8 @@ use window::Window;
 
 /// Remarks of what could not be seen; more of them say nothing new.
 const MAX_UNCOVERED: usize = 100;
+/// Who waits longer than this for a stop had none waiting, nanoseconds.
+const ASKED_NS: u64 = 100_000;
 /// How long a process may take to end after its last threads.
 const LAST_THREADS: Duration = Duration::from_millis(100);
 /// After so many stops in a batch, if there are more threads than that, each is asked by itself.
@@ -128,6 +130,8 @@ pub struct Tracer {
     batches: u64,
     /// When the last one was, CLOCK_MONOTONIC nanoseconds.
     batch_since: u64,
+    /// When a stop was served last, the same.
+    served_until: u64,
     /// Threads of the batch that were served and are resumed with it, and how.
     ready: Vec<(Stopped, Resume, i32)>,
     window: Window,
@@ -185,6 +189,7 @@ impl Tracer {
             batch: VecDeque::new(),
             batches: 0,
             batch_since: 0,
+            served_until: 0,
             ready: Vec::with_capacity(RESUMED_TOGETHER),
             window: Window::Waiting,
             clock_runs,
@@ -230,15 +235,12 @@ impl Tracer {
             self.between_events()?;
         }
         self.threads_ended();
-        if self.task.attached.is_some() {
-            self.let_the_rest_go()?;
-        }
-        if let Some(attached) = &self.task.attached {
-            attached.guard.rest();
-        }
         self.finish_window();
         self.complete_now();
         self.wait_for_log();
+        if self.task.attached.is_some() {
+            self.let_the_rest_go()?;
+        }
         Ok(())
     }
 
@@ -297,8 +299,14 @@ impl Tracer {
         }
         self.batches += 1;
         let stops = mechanism::stops(self.task.mechanism);
+        let asked = timer::monotonic_ns();
         let first = wait::next(block, stops)?;
-        self.batch_since = timer::monotonic_ns();
+        let now = timer::monotonic_ns();
+        // What had stopped before it was asked for may have stood since the last batch was served.
+        self.batch_since = match now - asked > ASKED_NS {
+            true => now,
+            false => self.served_until.max(self.batch_since),
+        };
         if self.threads.len() < 2 {
             return Ok(first);
         }
@@ -362,11 +370,12 @@ impl Tracer {
         self.thread_ended(tid, status);
     }
 
-    /// The thread will be held: its stop must not be shown again.
-    fn take(&self, stopped: &Stopped) {
-        if mechanism::stops(self.task.mechanism) == Stops::Peeked {
-            // Whatever it stands at by now, it is resumed later.
-            let _ = wait::take(stopped);
+    /// The thread will be held: its stop must not be shown again. Gives what was taken: SIGKILL may have
+    /// brought the thread to its exit meanwhile, and nobody else tells of that then.
+    fn take(&self, stopped: &Stopped) -> Option<Stop> {
+        match mechanism::stops(self.task.mechanism) {
+            Stops::Peeked => wait::take(stopped),
+            Stops::Taken => None,
         }
     }
 
@@ -388,6 +397,7 @@ impl Tracer {
             self.go_all();
         }
         let now = timer::monotonic_ns();
+        self.served_until = now;
         self.stats.stopped_ns += now.saturating_sub(since);
         self.charge(tid, now);
     }
@@ -413,7 +423,9 @@ impl Tracer {
         if stop == Stop::Exec {
             // Until this stop is taken the kernel answers nothing about a thread that has another id since
             // its exec (`looks_like_a_spurious_pid` in kernel/ptrace.c).
-            self.take(&stopped);
+            if self.take(&stopped) == Some(Stop::Exit) {
+                return self.exiting(stopped);
+            }
         } else if !self.threads.contains_key(&stopped.tid()) {
             return self.unknown(stopped, stop);
         }
@@ -509,6 +521,7 @@ impl Tracer {
         }
         if self.is_free(stopped.tid()) {
             let tid = stopped.tid();
+            self.ask_name(tid);
             stopped.detach(signal)?;
             self.drop_thread(tid, None);
             return Ok(());

@@ -12,7 +12,7 @@ use maptrail_tracelog::types::{SpaceId, Tid};
 
 use super::state::{Pending, Thread};
 use super::window::{TICK, Window};
-use super::{StopError, Stopped, Tracer};
+use super::{LAST_THREADS, Stop, StopError, Stopped, Tracer};
 use crate::code::Source;
 use crate::journal;
 use crate::maps::Maps;
@@ -37,6 +37,9 @@ const HELD_NS: u64 = 50_000_000;
 /// Why nothing was recorded of a process that is gone.
 pub const ENDED: &str = "it ended before its threads were taken up";
 
+/// The same of threads that were chosen.
+pub const GONE: &str = "the chosen threads ended before they were taken up";
+
 /// A window that opens.
 pub struct Opening {
     since_ns: u64,
@@ -50,6 +53,12 @@ impl Opening {
     /// All threads that are to be taken up were looked at once more.
     pub fn looked(&mut self) {
         self.looks = self.looks.saturating_add(1);
+    }
+
+    /// Whether threads were held long enough.
+    fn held_too_long(&self, now: u64) -> bool {
+        self.gathered_ns
+            .is_some_and(|since| now.saturating_sub(since) > HELD_NS)
     }
 
     /// Whether threads are only looked at yet, to see what they do.
@@ -87,7 +96,6 @@ impl Tracer {
 
     /// Begins to take up the chosen threads of a program that runs.
     pub fn begin_opening(&mut self) {
-        self.find_sharers();
         self.find_chosen();
         self.window = Window::Opening(Opening {
             since_ns: timer::monotonic_ns(),
@@ -120,6 +128,7 @@ impl Tracer {
     /// Looks for threads that are to be followed and are not traced, whoever made them; and for those
     /// that nobody follows.
     pub(super) fn look_for_threads(&mut self) {
+        self.look_for_the_dead();
         self.look_for_new_program();
         self.find_chosen();
         self.find_untraced();
@@ -156,13 +165,14 @@ impl Tracer {
         match opening.gathered_ns {
             None if self.capture.is_empty() || opening.is_patience_over(now, none) => {
                 opening.gathered_ns = Some(now);
+                self.find_sharers();
             }
             None => return,
             Some(_) => {}
         }
-        let since = opening.gathered_ns.unwrap_or(now);
         let early = |thread: &Thread| matches!(thread.pending, Some(Pending::Early));
-        if now - since > HELD_NS || !self.threads.values().any(early) {
+        let held = matches!(&self.window, Window::Opening(o) if o.held_too_long(now));
+        if held || !self.threads.values().any(early) {
             self.open_window();
         }
     }
@@ -172,7 +182,9 @@ impl Tracer {
         match &mut self.window {
             Window::Opening(opening) if opening.gathered_ns.is_some() => {
                 // A stop of a system call carries no signal.
-                let _ = wait::take(&stopped);
+                if wait::take(&stopped) == Some(Stop::Exit) {
+                    return self.exiting(stopped);
+                }
                 opening.held.push(stopped);
                 return Ok(());
             }
@@ -193,9 +205,6 @@ impl Tracer {
         };
         let command = attached.target.command.clone();
         self.journal = attached.log.take();
-        if let Some(journal) = &mut self.journal {
-            journal.begin(journal::header(command, self.task.mechanism, now), now);
-        }
         self.remember_turns();
         let Window::Opening(opening) = std::mem::replace(&mut self.window, Window::Open) else {
             return;
@@ -208,11 +217,13 @@ impl Tracer {
             self.enter(tid, &mut spaces);
         }
         if spaces.is_empty() {
-            let ended = (self.task.attached.as_ref()).is_some_and(|a| !a.target.is_same());
+            let attached = self.task.attached.as_ref();
+            let ended = attached.is_some_and(|a| !a.target.outlives(LAST_THREADS));
             self.window = Window::Opening(opening);
             self.journal = None;
             return self.refuse(match self.threads.is_empty() {
                 _ if ended => ENDED,
+                true if self.capture.is_empty() => GONE,
                 true => "none of its threads could be taken up without harm: try again, or choose others \
                          (--tid, --thread-name)",
                 false => "its maps cannot be read, or it ended at this moment",
@@ -221,24 +232,34 @@ impl Tracer {
         if let Some(space) = self.root_space() {
             self.unchosen_live_in(space);
         }
+        if let Some(journal) = &mut self.journal {
+            journal.begin(journal::header(command, self.task.mechanism, now), now);
+        }
         self.sample();
-        self.find_untraced();
-        self.tell_of_opening();
         self.clock_runs = true;
         // The looks and the holding before this moment are over, and nothing to judge it by.
         self.cost_begins();
-        let length = self.task.limits.window_ns.map(Duration::from_nanos);
-        // A failure costs a wake-up now and then.
-        let _ = timer::start(length.map_or(TICK, |length| length.clamp(OPENING_TICK, TICK)));
         for stopped in opening.held {
             let outcome = self.at_call(stopped);
             self.served(outcome);
         }
+        self.go_all();
+        self.find_untraced();
+        self.tell_of_opening();
+        // A failure costs a wake-up now and then.
+        let _ = timer::set(self.tick_length());
+    }
+
+    /// How often the tracer of an open window is woken at least.
+    pub(super) fn tick_length(&self) -> Duration {
+        let length = self.task.limits.window_ns.map(Duration::from_nanos);
+        length.map_or(TICK, |length| length.clamp(OPENING_TICK, TICK))
     }
 
     /// A thread takes part from here on; its space is entered with the first of its threads.
     fn enter(&mut self, tid: Tid, spaces: &mut Vec<(Tid, SpaceId)>) {
-        let Some(pid) = self.threads.get(&tid).map(|thread| thread.pid) else {
+        let thread = self.threads.get(&tid).filter(|thread| !thread.exiting);
+        let Some(pid) = thread.map(|thread| thread.pid) else {
             return;
         };
         let same = |other: Tid| {

@@ -2,15 +2,16 @@
 //! event explains.
 
 use maptrail_tracelog::record::{Body, NotTraced, Origin, SpaceEnd, Untraced};
-use maptrail_tracelog::types::{Nanos, SpaceId, Tid};
+use maptrail_tracelog::types::{Nanos, Pid, SpaceId, Tid};
 use rustc_hash::FxHashMap;
 use syscalls::x86_64::Sysno;
 
 use super::Tracer;
-use super::state::Pending;
+use super::state::{Pending, Thread};
 use super::window::Window;
-use crate::proc::{self, Turns};
+use crate::proc::{self, Doing, Turns};
 use crate::sys::ptrace;
+use crate::sys::wait::{self, Event, Stops};
 use crate::unwind::AddressMap;
 
 /// Threads that could not be taken up, and are named.
@@ -42,7 +43,12 @@ struct Begun {
 impl Begun {
     /// CPU time that the thread used since, nanoseconds; `None` if nobody can tell.
     fn ran_ns(&self, tid: Tid) -> Option<u64> {
-        Some(proc::turns(tid)?.ran_ns.saturating_sub(self.before?.ran_ns))
+        let (before, after) = (self.before?, proc::turns(tid)?);
+        let ran_ns = after.ran_ns.saturating_sub(before.ran_ns);
+        // The time of a turn is counted at its end, or at the next tick of the clock.
+        let counted = ran_ns > 0
+            || (after.turns == before.turns && !matches!(proc::doing(tid), Ok(Doing::Runs)));
+        counted.then_some(ran_ns)
     }
 }
 
@@ -149,7 +155,8 @@ impl Tracer {
             return;
         };
         // A thread that is followed tells.
-        if self.threads.values().any(|thread| thread.space == Some(id)) {
+        let lives = |thread: &Thread| thread.space == Some(id) && !thread.exiting;
+        if self.threads.values().any(lives) {
             return;
         }
         let vmas = self
@@ -215,9 +222,19 @@ impl Tracer {
         let Some(thread) = self.threads.get(&tid).filter(|t| !t.is_recorded()) else {
             return;
         };
-        let (pid, space) = (thread.pid, thread.space);
+        let pid = thread.pid;
+        let of_root = pid == self.task.root && matches!(self.window, Window::Open);
+        let mut space = thread.space;
+        if space.is_none()
+            && of_root
+            && let Some(id) = self.root_space()
+            && let Some(known) = self.spaces.get_mut(&id)
+        {
+            known.threads += 1;
+            space = Some(id);
+        }
         // Threads of such names came back after all that were followed were gone, with their space.
-        let anew = space.is_none() && pid == self.task.root && matches!(self.window, Window::Open);
+        let anew = space.is_none() && of_root;
         if anew {
             let space = self.new_space(tid, pid, Origin::Attach, AddressMap::new());
             space
@@ -226,6 +243,22 @@ impl Tracer {
         }
         if let Some(space) = space.or_else(|| self.untraced.lives_in.filter(|_| anew)) {
             self.begin_thread(tid, space);
+        }
+    }
+
+    /// A thread is traced from its birth, whoever saw it before that was told of.
+    pub(super) fn was_traced(&mut self, tid: Tid) {
+        self.untraced.begun.remove(&tid);
+    }
+
+    /// Threads whose end nobody told of: an exec by one that is not traced leaves no zombie of the first.
+    pub(super) fn look_for_the_dead(&mut self) {
+        let exiting = self.threads.iter().filter(|(_, thread)| thread.exiting);
+        let exiting: Vec<Tid> = exiting.map(|(tid, _)| *tid).collect();
+        for tid in exiting {
+            if matches!(wait::now(tid, Stops::Peeked), Ok(Event::NoneLeft)) {
+                self.thread_ended(tid, 0);
+            }
         }
     }
 
@@ -261,6 +294,8 @@ impl Tracer {
             || self.newborn.contains_key(&tid)
             || self.untraced.begun.contains_key(&tid)
             || proc::is_dead(tid)
+            // Just made by one that is traced, and not told of yet.
+            || proc::tracer_of(tid) == Some(Pid(std::process::id()))
     }
 
     /// Says which threads could not be taken up to the end, of those that ran meanwhile.

@@ -6,16 +6,16 @@
 use std::time::Duration;
 
 use maptrail_tracelog::record::{
-    Body, Checkpoint, CheckpointReason, InFlight, Residency, Vma, WindowEnd,
+    Body, Checkpoint, CheckpointReason, InFlight, Mechanism, Residency, Vma, WindowEnd,
 };
 use maptrail_tracelog::types::{SpaceId, Tid};
 use rustc_hash::FxHashSet;
 
 use super::calls::MUNMAP;
 use super::leaving::Leaving;
-use super::opening::{ENDED, Opening};
+use super::opening::{ENDED, GONE, Opening};
 use super::state::Pending;
-use super::{Stopped, Tracer};
+use super::{Stop, Stopped, Tracer};
 use crate::proc;
 use crate::residency;
 
@@ -30,6 +30,9 @@ const THREADS_TICKS: u64 = 10;
 const PATIENCE_NS: u64 = 200_000_000;
 /// Longest look at the pages of one space that ends.
 pub const PAGES_BUDGET: Duration = Duration::from_millis(250);
+
+/// The same where others wait for that.
+const SHORT_BUDGET: Duration = Duration::from_millis(5);
 
 /// Where the window stands.
 pub enum Window {
@@ -125,6 +128,10 @@ impl Tracer {
 
     /// Where many calls came since, the number of mappings may be far from what is thought.
     fn count_mappings(&mut self) {
+        // Only where releases are told of before they are made does anybody ask.
+        if self.task.mechanism != Mechanism::Seccomp {
+            return;
+        }
         let limit = self.max_mappings;
         for space in self.spaces.values_mut() {
             if space.fresh.is_stale(limit)
@@ -208,7 +215,12 @@ impl Tracer {
         if let Ok(sample) = residency::rss(tid) {
             self.record(Body::Rss(id, sample));
         }
-        if let Some(pages) = vmas.and_then(|vmas| resident_pages(tid, id, &vmas)) {
+        // Those of a running program do not wait for a child's end.
+        let budget = match self.task.attached {
+            Some(_) => SHORT_BUDGET,
+            None => PAGES_BUDGET,
+        };
+        if let Some(pages) = vmas.and_then(|vmas| resident_pages(tid, id, &vmas, budget)) {
             self.record(Body::Residency(pages));
         }
     }
@@ -225,6 +237,7 @@ impl Tracer {
             Window::Waiting => return self.finish_window(),
             Window::Opening(_) => return self.refuse(match why {
                 WindowEnd::ProgramEnded => ENDED,
+                WindowEnd::ThreadsEnded => GONE,
                 WindowEnd::Asked => "maptrail was told to stop before the first call was recorded",
                 _ => "the recorder stood still for a second or more while it took up the threads: try \
                       again when the machine is less busy",
@@ -247,8 +260,10 @@ impl Tracer {
             Window::Closing(closing) if closing.waiting.contains(&space) => {}
             _ => return Some(stopped),
         }
-        self.take(&stopped);
-        if let Window::Closing(closing) = &mut self.window {
+        if self.take(&stopped) == Some(Stop::Exit) {
+            let outcome = self.exiting(stopped);
+            self.served(outcome);
+        } else if let Window::Closing(closing) = &mut self.window {
             closing.held.push(stopped);
         }
         None
@@ -306,7 +321,7 @@ impl Tracer {
     }
 }
 
-fn resident_pages(tid: Tid, id: SpaceId, vmas: &[Vma]) -> Option<Residency> {
+fn resident_pages(tid: Tid, id: SpaceId, vmas: &[Vma], budget: Duration) -> Option<Residency> {
     let pagemap = residency::pagemap(tid).ok()?;
-    residency::pages(&pagemap, id, vmas, PAGES_BUDGET).ok()
+    residency::pages(&pagemap, id, vmas, budget).ok()
 }
