@@ -36,8 +36,7 @@ pub fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)
 }
 
-/// Whether this process stood still, and was continued.
-#[must_use]
-pub fn was_stopped() -> bool {
-    STOPPED.load(Ordering::Relaxed)
+/// Whether this process stood still, and was continued, since that was last asked.
+pub fn stood_still() -> bool {
+    STOPPED.load(Ordering::Relaxed) && STOPPED.swap(false, Ordering::Relaxed)
 }

@@ -154,6 +154,8 @@ pub struct Tracer {
     stack: StackCopy,
     frames: Vec<Frame>,
     follower: Follower,
+    /// It stood still before.
+    stalled: bool,
     /// Job control stopped the root process.
     root_stopped: bool,
     /// The front process is to be woken once more at the next tick: it may have been about to stop.
@@ -206,6 +208,7 @@ impl Tracer {
             stack: StackCopy::new(),
             frames: Vec::with_capacity(crate::unwind::MAX_FRAMES),
             follower,
+            stalled: false,
             root_stopped: false,
             wake_front: false,
             ticks: 0,
@@ -282,12 +285,18 @@ impl Tracer {
         }
         if asked::asked() {
             self.close_window(WindowEnd::Asked);
-        } else if asked::was_stopped() {
+        } else if asked::stood_still() && self.gives_up_for_stall() {
             let why = "the recorder stood still for a second or more (stopped, or without processor or \
                        disk), and its guard does not let a program wait for that";
             self.close_window(WindowEnd::Limit(why.into()));
         }
         Ok(())
+    }
+
+    /// The tracer stood still. A busy machine may do that to it while it takes up threads, but once.
+    fn gives_up_for_stall(&mut self) -> bool {
+        let again = std::mem::replace(&mut self.stalled, true);
+        again || !self.is_opening()
     }
 
     /// The next event; waits for one if `block`. With several threads all that wait are collected first,

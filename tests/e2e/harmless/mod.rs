@@ -28,7 +28,7 @@ const BUSY: &str = "unharmed 0 none shielded";
 /// Kinds of its work whose calls return EINTR, or come back short, when the tracer is killed while their
 /// thread stands right before such a call: the kernel then lets it into the call with a mark that says that
 /// a signal has come (README, Limits).
-const BROKEN_OFF_BY_A_KILL: &str = "epoll,aio,semaphore,recv,accept,pipe,socket";
+const BROKEN_OFF_BY_A_KILL: &str = "epoll,aio,semaphore,sigtimedwait,timer,recv,accept,pipe,socket";
 
 /// The checking victim as an ordinary program, with SIGCHLD open to all threads. In a traced process it is
 /// not dropped although it is ignored, and may wake any thread while not all are taken up: the same kinds
