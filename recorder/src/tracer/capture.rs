@@ -6,7 +6,8 @@
 //! while is not about to begin a transfer, and one that was seen in transfers is waited for with more
 //! patience. It is not even traced before that moment, since signals that it ignores would wake it. Those
 //! that make processes come last, when all others are taken up or have had their time: for a traced one the
-//! kernel does not drop a SIGCHLD that is ignored, and it may wake any other thread. What cannot be taken up yet is tried again as long as the window is open.
+//! kernel does not drop a SIGCHLD that is ignored, and it may wake any other thread. What cannot be taken
+//! up yet is tried again as long as the window is open.
 
 use std::io::{self, ErrorKind};
 

@@ -187,17 +187,19 @@ impl Tracer {
 
     /// Finds the threads of other processes that share the space (`vfork`, `CLONE_VM`).
     pub(super) fn find_sharers(&mut self) {
-        let root = self.task.root;
-        // What is dead has no space, and neither have the kernel's threads.
-        let mut living = proc::threads_of(root)
-            .into_iter()
-            .filter(|tid| !proc::is_dead(*tid));
-        let Some(witness) = living.next() else {
+        let Some(witness) = self.living_thread() else {
             return;
         };
+        let root = self.task.root;
         let sharers = proc::processes()
             .filter(|pid| *pid != root && ptrace::same_space(Tid(pid.0), witness) == Some(true));
         self.untraced.sharers = sharers.flat_map(proc::threads_of).collect();
+    }
+
+    /// A thread of the attached process: what is dead has no space.
+    fn living_thread(&self) -> Option<Tid> {
+        let mut threads = proc::threads_of(self.task.root).into_iter();
+        threads.find(|tid| !proc::is_dead(*tid))
     }
 
     /// A thread's `clone` has made process `child` that shares its space, and that nobody follows. It may
@@ -279,6 +281,11 @@ impl Tracer {
                 };
                 self.was_untraced(tid, space, why);
             }
+        }
+        if let Some(witness) = self.living_thread() {
+            // A child of vfork has a space of its own soon.
+            let shares = |tid: &Tid| ptrace::same_space(*tid, witness) == Some(true);
+            self.untraced.sharers.retain(shares);
         }
         for tid in self.untraced.sharers.clone() {
             if !self.is_known(tid) {
