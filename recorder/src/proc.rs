@@ -130,10 +130,7 @@ pub fn core_of(tid: Tid) -> Option<usize> {
 
 /// A number in `/proc/TID/stat`; fields count from 1.
 fn stat_field(tid: Tid, number: usize) -> Option<u64> {
-    field_of_stat(&read_text(&format!("/proc/{tid}/stat")).ok()?, number)
-}
-
-fn field_of_stat(text: &str, number: usize) -> Option<u64> {
+    let text = read_text(&format!("/proc/{tid}/stat")).ok()?;
     // The name in parentheses may hold anything; what follows the last one is field 3.
     let (_, after) = text.rsplit_once(')')?;
     after
@@ -141,13 +138,6 @@ fn field_of_stat(text: &str, number: usize) -> Option<u64> {
         .nth(number.checked_sub(3)?)?
         .parse()
         .ok()
-}
-
-/// CPU time that a thread spent in its program's own code, in ticks of the clock (field 14).
-#[must_use]
-pub fn user_time(tid: Tid) -> Option<u64> {
-    let text = read_text(&format!("/proc/{tid}/task/{tid}/stat")).ok()?;
-    field_of_stat(&text, 14)
 }
 
 /// Every process that is seen.

@@ -78,8 +78,6 @@ struct Waiting {
 struct Sleeps {
     times: Option<u64>,
     ran_ns: u64,
-    /// What of that was spent in the program's own code, in ticks of the clock.
-    user: Option<u64>,
 }
 
 /// What to do with a thread after a look at it.
@@ -92,13 +90,12 @@ enum Verdict {
 }
 
 impl Waiting {
-    /// `sleeps` and `user_time` are asked of a thread that runs, `harm` of one that sleeps.
+    /// `sleeps` is asked of a thread that runs, `harm` of one that sleeps.
     fn look(
         &mut self,
         doing: Doing,
         turns: Option<Turns>,
         sleeps: impl FnOnce() -> Option<u64>,
-        user_time: impl FnOnce() -> Option<u64>,
         harm: impl FnOnce() -> Harm,
     ) -> Verdict {
         self.looks = self.looks.saturating_add(1);
@@ -115,18 +112,14 @@ impl Waiting {
             let now = Sleeps {
                 times: sleeps(),
                 ran_ns: turns.map_or(0, |turns| turns.ran_ns),
-                user: user_time(),
             };
             let since = *self.running.get_or_insert(now);
             if since.times != now.times {
                 self.running = Some(now);
                 return Verdict::Wait;
             }
-            // What runs in the kernel alone may be one long call, which an interrupt would cut short.
-            let of_its_own = now.user != since.user;
             let computed = now.ran_ns.saturating_sub(since.ran_ns);
-            return match of_its_own && computed >= self.patience(COMPUTED, COMPUTED_AFTER_TRANSFER)
-            {
+            return match computed >= self.patience(COMPUTED, COMPUTED_AFTER_TRANSFER) {
                 true => Verdict::Interrupt(Harm::None),
                 false => Verdict::Wait,
             };
@@ -200,8 +193,7 @@ impl Capture {
             }
             Doing::Runs | Doing::Nothing => Harm::None,
         };
-        let (sleeps, user_time) = (|| proc::sleeps(tid), || proc::user_time(tid));
-        let verdict = waiting.look(doing, proc::turns(tid), sleeps, user_time, harm);
+        let verdict = waiting.look(doing, proc::turns(tid), || proc::sleeps(tid), harm);
         if verdict != Verdict::Wait && !waiting.maker {
             waiting.maker = proc::has_children(tid);
         }
@@ -418,13 +410,12 @@ mod tests {
     }
 
     fn look(waiting: &mut Waiting, number: u64, turn: u64, harm: Harm) -> Verdict {
-        waiting.look(in_call(number), turns(turn), || None, || None, || harm)
+        waiting.look(in_call(number), turns(turn), || None, || harm)
     }
 
     fn run(waiting: &mut Waiting, slept: u64, ran_ns: u64) -> Verdict {
         let turns = Some(Turns { ran_ns, turns: 1 });
-        let user = || Some(ran_ns / COMPUTED);
-        waiting.look(Doing::Runs, turns, || Some(slept), user, || Harm::None)
+        waiting.look(Doing::Runs, turns, || Some(slept), || Harm::None)
     }
 
     #[test]
