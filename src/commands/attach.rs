@@ -38,7 +38,7 @@ pub struct Args {
     output: OutputArgs,
 
     /// Stop recording after this long, such as 60s or 5m
-    #[arg(long = "for", value_name = "TIME", value_parser = parse_some_duration)]
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_some_duration, allow_negative_numbers = true)]
     window: Option<Duration>,
 
     /// Record this thread, not all of them; may be given several times
@@ -59,7 +59,7 @@ pub struct Args {
 
     /// Stop recording when it costs the process more than this part of its time, in
     /// percent; 0 is no limit
-    #[arg(long, value_name = "PCT", default_value_t = 20, value_parser = parse_percent)]
+    #[arg(long, value_name = "PCT", default_value_t = 20, value_parser = parse_percent, allow_negative_numbers = true)]
     max_slowdown: u32,
 
     /// Stop recording when the log has this size, such as 1GiB; the names of functions come on top

@@ -7,13 +7,14 @@ use maptrail_tracelog::types::{Addr, Perms, Range, SpaceId, StackId, Stamp, Tid}
 use super::decode::{self, Wanted};
 use super::interruption;
 use super::state::{Changed, EVERYWHERE, MemoryCall, Pending, Unseen};
+use super::timeouts::Wait;
 use super::{MemoryOf, Tracer};
 use crate::code::Source;
 use crate::maps::clip;
 use crate::mechanism::filter::{self, CLONE_UNTRACED, Watched};
 use crate::proc;
-use crate::sys::memory;
 use crate::sys::ptrace::{Position, Resume, StopError, Stopped};
+use crate::sys::{memory, timer};
 use crate::unwind::Regs;
 
 const MAP_PRIVATE: u64 = 0x02;
@@ -71,6 +72,9 @@ impl Tracer {
             return self.resume(stopped);
         };
         thread.undone = None;
+        let before = thread.wait.take();
+        let now = timer::monotonic_ns;
+        thread.wait = Wait::entered(before, entry.abi, entry.number, &entry.args, now);
         thread
             .transfers
             .entered(entry.abi, entry.number, &entry.args);
@@ -205,8 +209,10 @@ impl Tracer {
             if let Some(thread) = self.threads.get_mut(&stopped.tid()) {
                 thread.undone = Some(rip);
             }
+            self.wait_goes_on(&stopped)?;
             return self.resume(stopped);
         }
+        self.wait_ends(&stopped)?;
         match self.after_transfer(stopped, value)? {
             Some(stopped) => self.resume(stopped),
             None => Ok(()),

@@ -13,6 +13,9 @@ const LOOK_TICKS: u64 = 10;
 /// up again. Measured with a tracer that does nothing: 8 µs on one core, more on two.
 const STOP_NS: u64 = 10_000;
 
+/// Percent; more is not told apart.
+const HUNDREDFOLD: u64 = 10_000;
+
 /// Limits of a window.
 #[derive(Clone, Copy, Default)]
 pub struct Limits {
@@ -95,8 +98,12 @@ impl Tracer {
         let percent = slowdown(cost, passed);
         let limit = limit.filter(|limit| percent > *limit)?;
         let name = crate::proc::comm(tid);
+        let how = match percent {
+            ..HUNDREDFOLD => format!("by {percent} %"),
+            _ => "a hundredfold or more".to_owned(),
+        };
         Some(format!(
-            "following it slowed thread {tid} ({name}) down by {percent} %, and --max-slowdown is \
+            "following it slowed thread {tid} ({name}) down {how}, and --max-slowdown is \
              {limit} %: a higher limit, 0 for none, or fewer threads (--tid, --thread-name) let it go on"
         ))
     }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! opening, capture, interruption   the window opens on a program that runs already
-//! calls, decode, fresh, transfers  what happens at a call
+//! calls, decode, fresh, transfers, timeouts  what happens at a call
 //! lives, untraced                  threads and programs that come and go, or that nobody records
 //! window, limits, leaving          what is sampled, when the window closes, and how
 //! state                            what is known of threads and spaces
@@ -20,6 +20,7 @@ mod limits;
 mod lives;
 mod opening;
 mod state;
+mod timeouts;
 mod transfers;
 mod untraced;
 mod window;
@@ -462,6 +463,7 @@ impl Tracer {
                 let thread = self.threads.get_mut(&stopped.tid());
                 if let Some(rip) = thread.and_then(Thread::stopped_by_job_control) {
                     interruption::redo(&stopped, rip)?;
+                    self.wait_ends(&stopped)?;
                 }
                 stopped.listen()
             }

@@ -10,6 +10,7 @@ use crate::maps::Maps;
 use crate::proc;
 use crate::sys::ptrace::{StopError, Stopped};
 use crate::tracer::fresh::Fresh;
+use crate::tracer::timeouts::Wait;
 use crate::tracer::transfers::Transfers;
 use crate::unwind::{AddressMap, FIRST_READ};
 
@@ -41,6 +42,8 @@ pub struct Thread {
     pub was_stopped: bool,
     /// What it transfers.
     pub transfers: Transfers,
+    /// The wait with a timeout that it is in.
+    pub wait: Option<Wait>,
     /// Its last call was broken off at this place, and goes on unless job control stops it.
     pub undone: Option<u64>,
     /// Time that it spent standing still since that was last looked at, nanoseconds.
@@ -67,6 +70,7 @@ impl Thread {
             needs_registers: false,
             was_stopped: false,
             transfers: Transfers::default(),
+            wait: None,
             undone: None,
             cost_ns: 0,
             let_go: false,
