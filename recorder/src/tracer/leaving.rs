@@ -16,6 +16,7 @@ use maptrail_tracelog::record::{
 use maptrail_tracelog::types::{Nanos, SpaceId, Tid};
 
 use super::state::NOT_RECORDED;
+use super::timeouts::Wait;
 use super::window::{PAGES_BUDGET, Window};
 use super::{Resume, StopError, Stopped, Thread, Tracer};
 use crate::footprint;
@@ -348,7 +349,11 @@ impl Tracer {
     /// The thread is to be let go where it stops.
     pub(super) fn is_free(&self, tid: Tid) -> bool {
         let thread = self.threads.get(&tid);
-        if thread.is_some_and(|thread| thread.transfers.are_unfinished()) {
+        let unfinished = |thread: &Thread| {
+            let shortened = |wait: Wait| wait.is_shortened();
+            thread.transfers.are_unfinished() || thread.wait.is_some_and(shortened)
+        };
+        if thread.is_some_and(unfinished) {
             return false;
         }
         self.lets_go() || thread.is_some_and(|thread| thread.let_go)

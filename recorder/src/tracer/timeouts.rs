@@ -38,7 +38,7 @@ impl Wait {
         if abi != Abi::X86_64 || !WAITS.contains(&number) {
             return None;
         }
-        let goes_on = |wait: &Wait| wait.asked.is_some() && wait.number == number;
+        let goes_on = |wait: &Wait| wait.is_shortened() && wait.number == number;
         before.filter(goes_on).or_else(|| {
             // Negative is without end.
             let ms = u64::try_from(args[3] as i32).ok()?;
@@ -48,6 +48,12 @@ impl Wait {
                 asked: None,
             })
         })
+    }
+
+    /// Whether the program's register is to be put back when it ends.
+    #[must_use]
+    pub fn is_shortened(&self) -> bool {
+        self.asked.is_some()
     }
 
     /// What is left of it, milliseconds.

@@ -224,28 +224,24 @@ impl Tracer {
         let Some(thread) = self.threads.get(&tid).filter(|t| !t.is_recorded()) else {
             return;
         };
-        let pid = thread.pid;
-        let of_root = pid == self.task.root && matches!(self.window, Window::Open);
-        let mut space = thread.space;
-        if space.is_none()
-            && of_root
-            && let Some(id) = self.root_space()
-            && let Some(known) = self.spaces.get_mut(&id)
-        {
-            known.threads += 1;
-            space = Some(id);
-        }
-        // Threads of such names came back after all that were followed were gone, with their space.
-        let anew = space.is_none() && of_root;
-        if anew {
-            let space = self.new_space(tid, pid, Origin::Attach, AddressMap::new());
-            space
-                .into_iter()
-                .for_each(|space| self.unchosen_live_in(space));
-        }
-        if let Some(space) = space.or_else(|| self.untraced.lives_in.filter(|_| anew)) {
+        let (pid, space) = (thread.pid, thread.space);
+        let joins = pid == self.task.root && matches!(self.window, Window::Open);
+        let space = space.or_else(|| joins.then(|| self.join_root_space(tid, pid)).flatten());
+        if let Some(space) = space {
             self.begin_thread(tid, space);
         }
+    }
+
+    /// A thread of the attached process takes part in its space; in a new one, if all that were followed are
+    /// gone, and their space with them.
+    fn join_root_space(&mut self, tid: Tid, pid: Pid) -> Option<SpaceId> {
+        if let Some(id) = self.root_space() {
+            self.spaces.get_mut(&id)?.threads += 1;
+            return Some(id);
+        }
+        let id = self.new_space(tid, pid, Origin::Attach, AddressMap::new())?;
+        self.unchosen_live_in(id);
+        Some(id)
     }
 
     /// A thread is traced from its birth, whoever saw it before that was told of.
@@ -258,8 +254,11 @@ impl Tracer {
         let exiting = self.threads.iter().filter(|(_, thread)| thread.exiting);
         let exiting: Vec<Tid> = exiting.map(|(tid, _)| *tid).collect();
         for tid in exiting {
-            if matches!(wait::now(tid, Stops::Peeked), Ok(Event::NoneLeft)) {
-                self.thread_ended(tid, 0);
+            match wait::now(tid, Stops::Peeked) {
+                Ok(Event::NoneLeft) => self.thread_ended(tid, 0),
+                // To ask is to take it.
+                Ok(Event::Ended(tid, status)) => self.thread_ended(tid, status),
+                _ => {}
             }
         }
     }
