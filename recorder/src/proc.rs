@@ -75,6 +75,13 @@ pub fn awaits_signal(tid: Tid, by_default: &[i32]) -> bool {
     pending & !status.mask("SigBlk") & !status.ignored(by_default) != 0
 }
 
+/// Whether a thread has been killed and is about to notice. Of a process that dies each thread has its own
+/// SIGKILL.
+#[must_use]
+pub fn is_killed(tid: Tid) -> bool {
+    Status::of(tid).mask("SigPnd") & bit(libc::SIGKILL) != 0
+}
+
 fn bit(signal: i32) -> u64 {
     1 << (signal - 1)
 }

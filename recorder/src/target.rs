@@ -21,6 +21,10 @@ use crate::sys::{pidfd, spawn};
 
 /// Flag of a thread of the kernel's own (`PF_KTHREAD` in linux/sched.h).
 const KERNEL_THREAD: u64 = 0x0020_0000;
+/// Flag of a thread that ends (`PF_EXITING`, same place).
+const EXITING: u64 = 0x4;
+/// A process is watched for so long before its last threads are believed to have ended alone.
+const LAST_THREADS: Duration = Duration::from_millis(100);
 /// What is said of a process that is gone, ...
 const ENDED: &str = "it ended meanwhile";
 /// ... after so many more looks: for a moment one seems to be whose first thread another one replaces, by
@@ -163,17 +167,27 @@ impl Target {
         !ended && Stat::read(Tid(self.pid.0)).is_ok_and(|stat| stat.start_time == self.start_time)
     }
 
-    /// Whether it is still the same after `time`.
+    /// Whether it lives on though threads of it have ended: they may have been the first of all, since
+    /// those of a process that dies end one by one.
     #[must_use]
-    pub fn outlives(&self, time: Duration) -> bool {
+    pub fn lives_on(&self) -> bool {
         let begin = Instant::now();
-        while self.is_same() {
-            if begin.elapsed() >= time {
+        while self.is_same() && !self.is_dying() {
+            if begin.elapsed() >= LAST_THREADS {
                 return true;
             }
-            thread::sleep(time / 20);
+            thread::sleep(LAST_THREADS / 20);
         }
         false
+    }
+
+    /// Whether nothing is left of it but threads that are about to end.
+    fn is_dying(&self) -> bool {
+        let ends = |tid| {
+            let exits = Stat::read(tid).is_ok_and(|stat| stat.flags & EXITING != 0);
+            exits || proc::is_killed(tid)
+        };
+        self.threads().iter().all(|(tid, _)| ends(*tid))
     }
 
     /// What [`Target::is_same`] asks.
@@ -255,7 +269,7 @@ impl Choice {
         };
         match missing {
             None => Ok(()),
-            Some(_) if !target.is_same() => Err(refused(ENDED.into())),
+            Some(_) if !target.lives_on() => Err(refused(ENDED.into())),
             Some(cause) => Err(refused(cause)),
         }
     }

@@ -32,7 +32,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use maptrail_tracelog::record::{Body, Mechanism, WindowEnd};
 use maptrail_tracelog::types::{Nanos, Pid, SpaceId, Stamp, Tid};
@@ -64,8 +63,6 @@ use window::Window;
 
 /// Remarks of what could not be seen; more of them say nothing new.
 const MAX_UNCOVERED: usize = 100;
-/// How long a process may take to end after its last threads.
-const LAST_THREADS: Duration = Duration::from_millis(100);
 /// Threads that were served and wait for the rest of their batch to be resumed with it, at most.
 const RESUMED_TOGETHER: usize = 64;
 
@@ -389,7 +386,7 @@ impl Tracer {
             return;
         };
         let chosen = self.is_recording() && !attached.choice.takes_all();
-        if chosen && attached.target.outlives(LAST_THREADS) {
+        if chosen && attached.target.lives_on() {
             self.close_window(WindowEnd::ThreadsEnded);
         }
     }

@@ -12,7 +12,7 @@ use maptrail_tracelog::types::{SpaceId, Tid};
 
 use super::state::{Pending, Thread};
 use super::window::{TICK, Window};
-use super::{LAST_THREADS, Stop, StopError, Stopped, Tracer};
+use super::{Stop, StopError, Stopped, Tracer};
 use crate::code::Source;
 use crate::journal;
 use crate::maps::Maps;
@@ -218,7 +218,7 @@ impl Tracer {
         }
         if spaces.is_empty() {
             let attached = self.task.attached.as_ref();
-            let ended = attached.is_some_and(|a| !a.target.outlives(LAST_THREADS));
+            let ended = attached.is_some_and(|a| !a.target.lives_on());
             self.window = Window::Opening(opening);
             self.journal = None;
             return self.refuse(match self.threads.is_empty() {
