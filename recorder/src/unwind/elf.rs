@@ -29,6 +29,9 @@ const PF_X: u32 = 1;
 const SHT_NOBITS: u32 = 8;
 const SHF_COMPRESSED: u64 = 0x800;
 const NT_GNU_BUILD_ID: u32 = 3;
+const SHN_UNDEF: u16 = 0;
+const STT_FUNC: u8 = 2;
+const STT_GNU_IFUNC: u8 = 10;
 const PAGE: u64 = 4096;
 
 /// `FUSE_SUPER_MAGIC` of linux/magic.h.
@@ -183,6 +186,8 @@ pub(super) struct Layout {
     pub eh_frame_hdr: Option<Section>,
     /// The GNU build id; empty if there is none.
     pub build_id: Vec<u8>,
+    /// Where the program starts, if it is one.
+    pub entry: u64,
     /// Offset and number of section headers, and the index of the one with their names.
     sections: Option<(u64, u16, u16)>,
 }
@@ -195,6 +200,7 @@ impl Layout {
             let table = (u64_at(&header, 32)?, u16_at(&header, 56)?);
             let entry = usize::from(u16_at(&header, 54)?);
             let mut layout = Layout::from_segments(source, table, entry, segment_64)?;
+            layout.entry = u64_at(&header, 24)?;
             if u16_at(&header, 58)? == 64 {
                 layout.sections = Some((
                     u64_at(&header, 40)?,
@@ -270,6 +276,24 @@ impl Layout {
         })?;
         let plain = u32_at(found, 4)? != SHT_NOBITS && u64_at(found, 8)? & SHF_COMPRESSED == 0;
         plain.then(|| place(found)).flatten()
+    }
+
+    /// Where functions begin, by the symbols, ascending; none where there are none.
+    pub fn functions(&self, source: &Source) -> Vec<u64> {
+        let table = self.section(source, b".symtab");
+        let table = table.or_else(|| self.section(source, b".dynsym"));
+        let bytes = table.and_then(|table| source.bytes(table.offset, table.size));
+        let bytes = bytes.unwrap_or_default();
+        let (symbols, _) = bytes.as_chunks::<24>();
+        let start = |symbol: &[u8; 24]| {
+            let kind = symbol.get(4)? & 15;
+            let is_here = u16_at(symbol, 6)? != SHN_UNDEF;
+            (is_here && matches!(kind, STT_FUNC | STT_GNU_IFUNC)).then(|| u64_at(symbol, 8))?
+        };
+        let mut starts: Vec<u64> = symbols.iter().filter_map(start).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        starts
     }
 
     /// What an executable mapping of the file's bytes from `offset` on holds: the ELF virtual address

@@ -8,7 +8,7 @@
 //! Modules     files and their CFI             one for all spaces   modules, elf, cfi
 //! AddressMap  where they are mapped           one for each space   address_map
 //! StackCopy   the top of the stack            one for each tracer  memory
-//! Unwinder    the walk, with its rule cache   one for each tracer  here, rules, step, expression
+//! Unwinder    the walk, with its rule cache   one for each tracer  here, rules, reading, step, guess
 //! Interner    stacks to ids                   one for each log     intern
 //! ```
 
@@ -16,9 +16,11 @@ mod address_map;
 mod cfi;
 mod elf;
 mod expression;
+mod guess;
 mod intern;
 mod memory;
 mod modules;
+mod reading;
 mod regs;
 mod rules;
 mod step;
@@ -33,6 +35,7 @@ pub use memory::{FIRST_READ, StackCopy, TargetMemory};
 pub use modules::{FileKey, Modules};
 pub use regs::{Regs, dwarf};
 
+use guess::Calls;
 use rules::{Entered, Rule, Rules};
 use step::{Cursor, Origin};
 
@@ -79,7 +82,7 @@ pub enum Cut {
     Depth,
     /// A return address lies in nothing that is known to be executable.
     NotCode,
-    /// There is no CFI for a frame, and no frame pointer that leads on.
+    /// There is no CFI for a frame, and neither its code nor its stack leads on.
     NoRule,
     /// The CFI of a frame cannot be understood.
     BadRule,
@@ -96,6 +99,7 @@ pub struct Unwinder {
     /// The modules that address maps refer to.
     pub modules: Modules,
     rules: Rules,
+    calls: Calls,
 }
 
 impl Default for Unwinder {
@@ -111,12 +115,12 @@ impl Unwinder {
         Unwinder {
             modules: Modules::new(),
             rules: Rules::new(),
+            calls: Calls::default(),
         }
     }
 
     /// Puts the frames of a stack into `out`, innermost first, whatever was there before. The first
-    /// is that of `regs` itself, whose `rip` is taken for a return address: behind a `syscall` it is
-    /// one. `stack` was [filled](StackCopy::fill) at this stop.
+    /// is that of `regs` itself. `stack` was [filled](StackCopy::fill) at this stop.
     pub fn unwind(
         &mut self,
         space: &AddressMap,
@@ -128,7 +132,12 @@ impl Unwinder {
         out.clear();
         let mut walk = Walk {
             cursor: Cursor::new(regs),
-            flags: 0,
+            flags: if regs.interrupted {
+                StackNode::EXACT
+            } else {
+                0
+            },
+            all_known: regs.are_all_known(),
             switches: 0,
             code: None,
         };
@@ -146,6 +155,8 @@ struct Walk {
     cursor: Cursor,
     /// Of the frame that comes next.
     flags: u8,
+    /// The innermost frame's registers were known, all of them.
+    all_known: bool,
     switches: u32,
     /// Where the last frame lay: the next one's is the same more often than not.
     code: Option<Code>,
@@ -183,7 +194,9 @@ impl Walk {
             &Rule::Unknown
         } else {
             let svma = lookup.wrapping_sub(code.bias);
-            unwinder.rules.at(&unwinder.modules, code.module, svma)
+            unwinder
+                .rules
+                .at(&unwinder.modules, code.module, svma, !exact)
         };
         let mut frame = Frame {
             module: code.module,
@@ -226,10 +239,10 @@ impl Walk {
                 out.push(frame);
                 return Err(End::Truncated(Cut::BadRule));
             }
-            Rule::Unknown => {
+            &rule @ (Rule::Unknown | Rule::Read(_)) => {
                 out.push(frame);
                 next_flags = StackNode::GUESSED;
-                self.guess(space, stack, mem)?
+                self.guess(rule, code, unwinder, space, stack, mem)?
             }
         };
         stack.reach(self.cursor.rsp());
@@ -246,27 +259,6 @@ impl Walk {
                 self.code = space.lookup(pc);
                 self.code
             }
-        }
-    }
-
-    /// Steps without CFI.
-    #[cold]
-    fn guess(
-        &mut self,
-        space: &AddressMap,
-        stack: &mut StackCopy,
-        mem: &mut impl TargetMemory,
-    ) -> Result<Origin, End> {
-        let guessed = self.flags & StackNode::GUESSED != 0;
-        // A chain of frame pointers ends with 0, by the ABI.
-        if guessed && self.cursor.rbp() == Some(0) {
-            return Err(End::Root);
-        }
-        let is_code = |pc| space.lookup(pc).is_some();
-        if self.cursor.step_frame_pointer(stack, mem, is_code) {
-            Ok(Origin::StackPointer)
-        } else {
-            Err(End::Truncated(Cut::NoRule))
         }
     }
 

@@ -14,6 +14,11 @@ use rustc_hash::FxHashMap;
 
 use super::cfi::{Cfi, Entry};
 use super::elf::{Layout, ModuleFile, Source};
+use super::reading;
+use super::rules::General;
+
+/// How long the code is that a program starts with, at most, bytes.
+const ENTRY: u64 = 64;
 
 /// What identifies a file, as the kernel names it in maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +43,18 @@ struct Module {
     layout: Option<Layout>,
     /// Read when the first frame lies in the module.
     cfi: OnceCell<Cfi>,
+    /// Where its functions begin; read when there is no unwind information for one of them.
+    functions: OnceCell<Vec<u64>>,
+}
+
+/// What code without unwind information says of its caller.
+pub(super) enum Read {
+    /// It has none.
+    Root,
+    /// How to get there.
+    Rule(General),
+    /// Nothing.
+    Nothing,
 }
 
 impl Modules {
@@ -79,6 +96,7 @@ impl Modules {
             layout: Layout::read(&source),
             source,
             cfi: OnceCell::new(),
+            functions: OnceCell::new(),
         });
         id_of(self.modules.len() - 1)
     }
@@ -157,6 +175,37 @@ impl Modules {
         let module = self.get(module)?;
         let (offset, _) = module.layout.as_ref()?.offset_of(svma)?;
         module.source.array(offset)
+    }
+
+    /// [Reads](super::reading) the code around `svma`, the last byte of a call if it is `after_call`.
+    pub(super) fn read_code(&self, module: ModuleId, svma: u64, after_call: bool) -> Read {
+        let Some(module) = self.get(module) else {
+            return Read::Nothing;
+        };
+        let Some(layout) = &module.layout else {
+            return Read::Nothing;
+        };
+        // Nobody calls what the kernel starts a program with.
+        if svma.checked_sub(layout.entry).is_some_and(|at| at < ENTRY) {
+            return Read::Root;
+        }
+        let functions = (module.functions).get_or_init(|| layout.functions(&module.source));
+        let after = functions.partition_point(|start| *start <= svma);
+        let start = after.checked_sub(1).and_then(|at| functions.get(at));
+        let mut fetch = |svma, buf: &mut [u8]| match layout.offset_of(svma) {
+            Some((offset, rest)) => {
+                let n = usize::try_from(rest).map_or(buf.len(), |rest| rest.min(buf.len()));
+                module
+                    .source
+                    .read(offset, buf.get_mut(..n).unwrap_or_default())
+            }
+            None => 0,
+        };
+        let pc = svma.saturating_add(u64::from(after_call));
+        start
+            .and_then(|start| reading::from_start(&mut fetch, *start, pc, after_call))
+            .or_else(|| reading::to_return(&mut fetch, pc))
+            .map_or(Read::Nothing, Read::Rule)
     }
 
     fn get(&self, module: ModuleId) -> Option<&Module> {

@@ -15,6 +15,8 @@ pub mod dwarf {
     pub const R12: usize = 12;
     /// The column of the return address, which stands for `rip`.
     pub const RA: u16 = 16;
+    /// The base of segment `fs`: where a thread's own storage is.
+    pub const FS_BASE: u16 = 58;
 }
 
 /// General registers and instruction pointer of a stopped thread.
@@ -24,8 +26,13 @@ pub struct Regs {
     pub gpr: [u64; 16],
     /// The instruction pointer.
     pub rip: u64,
+    /// The base of segment `fs`; 0 if it is not known.
+    pub fs_base: u64,
     /// Which of `gpr` are known, a bit each. A stack that needs others comes out truncated.
     pub known: u16,
+    /// Whether `rip` is the instruction that comes next, wherever the thread was interrupted, and not what
+    /// follows a call: a system call is one.
+    pub interrupted: bool,
 }
 
 impl Regs {
@@ -38,7 +45,14 @@ impl Regs {
             gpr,
             rip,
             known: 1 << dwarf::RSP,
+            ..Regs::default()
         }
+    }
+
+    /// Whether all are known.
+    #[must_use]
+    pub fn are_all_known(&self) -> bool {
+        self.known == u16::MAX
     }
 
     /// The stack pointer.
@@ -56,7 +70,9 @@ impl From<&libc::user_regs_struct> for Regs {
                 r.r12, r.r13, r.r14, r.r15,
             ],
             rip: r.rip,
+            fs_base: r.fs_base,
             known: u16::MAX,
+            interrupted: false,
         }
     }
 }

@@ -14,7 +14,9 @@ use rustc_hash::FxHashMap;
 
 use super::cfi::{Entry, Kind, Slice};
 use super::expression::ENCODING;
-use super::modules::Modules;
+use super::memory::TargetMemory;
+use super::modules::{Modules, Read};
+use super::reading;
 use super::regs::dwarf;
 
 /// The registers that a called function leaves as they were, `rsp` aside.
@@ -40,6 +42,9 @@ pub(super) enum Rule {
     Usual(Usual),
     /// The general one of this index.
     General(u32),
+    /// There is no unwind information; the general one of this index was [read](super::reading) from the
+    /// code itself.
+    Read(u32),
 }
 
 /// The return address at CFA-8; nothing but preserved registers saved.
@@ -157,23 +162,65 @@ impl Rules {
         }
     }
 
-    /// The rule at `svma` of a module.
+    /// The rule at `svma` of a module: that of the instruction there, or, `after_call`, of the one that
+    /// ends there.
     #[inline]
-    pub fn at(&mut self, modules: &Modules, module: ModuleId, svma: u64) -> &Rule {
+    pub fn at(
+        &mut self,
+        modules: &Modules,
+        module: ModuleId,
+        svma: u64,
+        after_call: bool,
+    ) -> &Rule {
         let slot = (svma ^ svma >> 11 ^ u64::from(module.0) << 5) as usize % RECENT;
         let recent = &self.recent[slot];
         if (recent.svma, recent.module) != (svma, module) {
-            let rule = self.at_length(modules, module, svma);
+            let rule = self.at_length(modules, module, svma, after_call);
             self.recent[slot] = Recent { svma, module, rule };
         }
         &self.recent[slot].rule
     }
 
     #[cold]
-    fn at_length(&mut self, modules: &Modules, module: ModuleId, svma: u64) -> Rule {
+    fn at_length(
+        &mut self,
+        modules: &Modules,
+        module: ModuleId,
+        svma: u64,
+        after_call: bool,
+    ) -> Rule {
         match self.known.get(&(module, svma)) {
             Some(rule) => *rule,
-            None => self.learn(modules, module, svma),
+            None => self.learn(modules, module, svma, after_call),
+        }
+    }
+
+    /// The rule at `pc` of memory without a file.
+    pub fn without_file(&mut self, pc: u64, mem: &mut impl TargetMemory) -> Rule {
+        if let Some(rule) = self.known.get(&(ModuleId(0), pc)) {
+            return *rule;
+        }
+        let read = reading::to_return(&mut |addr, buf| mem.read(addr, buf), pc);
+        let rule = self.keep(read, Rule::Read);
+        self.known.insert((ModuleId(0), pc), rule);
+        rule
+    }
+
+    /// Forgets the rule at `pc` of memory without a file, whose code is another one now.
+    pub fn forget_without_file(&mut self, pc: u64) {
+        self.known.remove(&(ModuleId(0), pc));
+    }
+
+    fn keep(&mut self, general: Option<General>, as_rule: fn(u32) -> Rule) -> Rule {
+        let Some(general) = general else {
+            return Rule::Unknown;
+        };
+        match u32::try_from(self.general.len()) {
+            Ok(index) => {
+                self.general.push(general);
+                as_rule(index)
+            }
+            Err(_) => Rule::Bad,
         }
     }
 
@@ -181,7 +228,7 @@ impl Rules {
         self.general.get(index as usize)
     }
 
-    fn learn(&mut self, modules: &Modules, module: ModuleId, svma: u64) -> Rule {
+    fn learn(&mut self, modules: &Modules, module: ModuleId, svma: u64, after_call: bool) -> Rule {
         let context = &mut self.context;
         let compiled = modules
             .cfi_at(module, svma, |entry| compile(entry, context, svma, false))
@@ -197,14 +244,12 @@ impl Rules {
                     })
             });
         let rule = match compiled {
-            None => Rule::Unknown,
             Some(Compiled::Short(rule)) => rule,
-            Some(Compiled::General(general)) => match u32::try_from(self.general.len()) {
-                Ok(index) => {
-                    self.general.push(general);
-                    Rule::General(index)
-                }
-                Err(_) => Rule::Bad,
+            Some(Compiled::General(general)) => self.keep(Some(general), Rule::General),
+            None => match modules.read_code(module, svma, after_call) {
+                Read::Root => Rule::Root,
+                Read::Rule(general) => self.keep(Some(general), Rule::Read),
+                Read::Nothing => Rule::Unknown,
             },
         };
         self.known.insert((module, svma), rule);

@@ -7,10 +7,13 @@ use super::rules::{Cfa, Entered, General, PRESERVED, Saved, Usual};
 use super::{Cut, End};
 
 /// Registers as they were in some frame. Those whose value is lost are not `valid`.
+#[derive(Clone)]
 pub(super) struct Cursor {
     gpr: [u64; 16],
     valid: u16,
     pub rip: u64,
+    /// The same in all frames; 0 if it is not known.
+    fs_base: u64,
 }
 
 /// How the CFA was found: what it may be compared with.
@@ -30,6 +33,7 @@ impl Cursor {
             gpr: regs.gpr,
             valid: regs.known,
             rip: regs.rip,
+            fs_base: regs.fs_base,
         }
     }
 
@@ -46,8 +50,10 @@ impl Cursor {
 
     #[inline]
     fn get(&self, register: u16) -> Option<u64> {
-        if register == dwarf::RA {
-            return Some(self.rip);
+        match register {
+            dwarf::RA => return Some(self.rip),
+            dwarf::FS_BASE => return Some(self.fs_base).filter(|base| *base != 0),
+            _ => {}
         }
         let value = self.gpr.get(usize::from(register))?;
         (self.valid >> register & 1 != 0).then_some(*value)
@@ -147,6 +153,7 @@ impl Cursor {
             gpr: self.gpr,
             valid: self.valid,
             rip: return_address,
+            fs_base: self.fs_base,
         };
         caller.set(dwarf::RSP, Some(cfa));
         for (register, saved) in &rule.registers {
@@ -166,28 +173,37 @@ impl Cursor {
     }
 
     /// Follows a saved frame pointer: `rbp` points to the caller's `rbp`, and the return address lies
-    /// above it. Returns whether it looks like that.
-    pub fn step_frame_pointer(
-        &mut self,
+    /// above it. `None` if it does not look like that.
+    pub fn by_frame_pointer(
+        &self,
         stack: &mut StackCopy,
         mem: &mut impl TargetMemory,
-        is_code: impl Fn(u64) -> bool,
-    ) -> bool {
-        let Some(rbp) = self.rbp().filter(|rbp| *rbp >= self.rsp() && rbp % 8 == 0) else {
-            return false;
+    ) -> Option<Cursor> {
+        let rbp = self
+            .rbp()
+            .filter(|rbp| *rbp >= self.rsp() && rbp % 8 == 0)?;
+        let saved = stack.read_u64(rbp, mem)?;
+        let return_address = stack.read_u64(rbp.wrapping_add(8), mem)?;
+        Some(self.returned(rbp.wrapping_add(8), return_address, Some(saved)))
+    }
+
+    /// The caller, if its return address lies at `at`. What the function did to the other registers is
+    /// not known.
+    pub fn returned(&self, at: u64, return_address: u64, rbp: Option<u64>) -> Cursor {
+        let mut caller = Cursor {
+            gpr: self.gpr,
+            valid: 0,
+            rip: return_address,
+            fs_base: self.fs_base,
         };
-        let saved = stack.read_u64(rbp, mem);
-        let return_address = stack.read_u64(rbp.wrapping_add(8), mem);
-        match (saved, return_address) {
-            (Some(saved), Some(return_address)) if is_code(return_address.wrapping_sub(1)) => {
-                // What the function did to the other registers is not known.
-                self.valid = 0;
-                self.set(dwarf::RBP, Some(saved));
-                self.set(dwarf::RSP, Some(rbp.wrapping_add(16)));
-                self.rip = return_address;
-                true
-            }
-            _ => false,
-        }
+        caller.set(dwarf::RBP, rbp);
+        caller.set(dwarf::RSP, Some(at.wrapping_add(8)));
+        caller
+    }
+
+    /// Out of a function without a frame: all registers but the stack pointer are its caller's.
+    pub fn leave_leaf(&mut self, at: u64, return_address: u64) {
+        self.set(dwarf::RSP, Some(at.wrapping_add(8)));
+        self.rip = return_address;
     }
 }

@@ -49,6 +49,7 @@ fn unwind_all(file: File) -> usize {
             gpr: std::array::from_fn(|i| 0x7fff_0000_0000 + i as u64 * 64),
             rip: BASE + start,
             known: u16::MAX,
+            ..Regs::default()
         };
         stack.fill(regs.rsp(), 8192, &mut Anywhere);
         unwinder.unwind(&space, &regs, &mut stack, &mut Anywhere, &mut frames);
