@@ -16,7 +16,7 @@ use rustc_hash::FxHashSet;
 use crate::maps::FileTable;
 use crate::patience::{PATIENCE, within};
 use crate::sys::{memory, open};
-use crate::unwind::{AddressMap, FileKey, ModuleFile, Modules};
+use crate::unwind::{AddressMap, FileKey, ModuleFile, Modules, Whereabouts};
 
 /// Longest vdso that is believed, bytes.
 const VDSO_MAX: u64 = 64 << 10;
@@ -120,11 +120,17 @@ fn find_file(
     if let Some(known) = modules.find(key) {
         return Some(known);
     }
-    let (info, range) = (info.clone(), vma.range);
+    let (info, range, path) = (info.clone(), vma.range, info.path.clone());
     let file = within(PATIENCE, move || {
         open_file(source, &info, range).map(ModuleFile::from)
     });
-    Some(modules.add_file(key, file??))
+    let module = modules.add_file(key, file??);
+    let seen = Whereabouts {
+        tid: source.tid,
+        path,
+    };
+    modules.was_seen_at(module, seen);
+    Some(module)
 }
 
 /// The file that a thread mapped at `range`, if it can be opened.

@@ -1,7 +1,8 @@
 //! Finds the call frame information (CFI) of an address in a module: `.eh_frame`, by the sorted table
-//! in `.eh_frame_hdr` or by one of our own, and `.debug_frame` where that says nothing.
+//! in `.eh_frame_hdr` or by one of our own, and `.debug_frame` where that says nothing: the module's own
+//! or that of its separate debug file.
 //!
-//! Only tables are kept in memory. A function's description (FDE) and the common part that it refers
+//! Only tables are kept in memory, and `.debug_frame`, which may be compressed. A function's description (FDE) and the common part that it refers
 //! to (CIE) are read from the file when they are needed, which is once per address: rules are cached.
 
 use std::cell::OnceCell;
@@ -33,6 +34,9 @@ pub(super) struct Cfi {
     debug_frame: OnceCell<Option<Table>>,
 }
 
+/// Opens the separate debug file of a module, if it has one.
+pub(super) type OpenDebugFile<'a> = &'a dyn Fn() -> Option<Source>;
+
 /// Which of the two formats. They differ in how an FDE names its CIE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -44,6 +48,8 @@ pub(super) enum Kind {
 #[derive(Debug)]
 struct Table {
     kind: Kind,
+    /// Where its bytes are, if not in the module's file as they are.
+    unpacked: Option<Source>,
     section: Section,
     index: Index,
 }
@@ -83,6 +89,7 @@ impl Cfi {
         &self,
         source: &Source,
         layout: &Layout,
+        separate: OpenDebugFile<'_>,
         svma: u64,
         mut f: impl FnMut(&Entry) -> Option<T>,
     ) -> Option<T> {
@@ -91,7 +98,13 @@ impl Cfi {
             .as_ref()
             .and_then(|table| f(&table.entry(source, svma)?));
         found.or_else(|| {
-            let load = || debug_frame(source, layout);
+            let load = || {
+                debug_frame(source, layout).or_else(|| {
+                    let source = separate()?;
+                    let layout = Layout::read(&source)?;
+                    debug_frame(&source, &layout)
+                })
+            };
             let table = self.debug_frame.get_or_init(load).as_ref()?;
             f(&table.entry(source, svma)?)
         })
@@ -127,6 +140,7 @@ fn eh_frame(source: &Source, layout: &Layout) -> Option<Table> {
     pairs.truncate(count.checked_mul(8)?);
     Some(Table {
         kind: Kind::EhFrame,
+        unpacked: None,
         section,
         index: Index::Linker {
             hdr_svma: hdr.svma,
@@ -136,30 +150,44 @@ fn eh_frame(source: &Source, layout: &Layout) -> Option<Table> {
 }
 
 fn debug_frame(source: &Source, layout: &Layout) -> Option<Table> {
-    let section = layout.section(source, b".debug_frame")?;
-    let section = Section { svma: 0, ..section };
-    own_table(source, Kind::DebugFrame, section)
+    let bytes = layout.contents(source, b".debug_frame")?;
+    let section = Section {
+        svma: 0,
+        offset: 0,
+        size: bytes.len() as u64,
+    };
+    Some(Table {
+        index: own_index(&bytes, Kind::DebugFrame, section),
+        kind: Kind::DebugFrame,
+        unpacked: Some(Source::Memory(bytes.into())),
+        section,
+    })
 }
 
 /// Reads a whole section once, to know where each function's FDE is.
 fn own_table(source: &Source, kind: Kind, section: Section) -> Option<Table> {
     let bytes = source.bytes(section.offset, section.size)?;
+    Some(Table {
+        kind,
+        unpacked: None,
+        section,
+        index: own_index(&bytes, kind, section),
+    })
+}
+
+fn own_index(bytes: &[u8], kind: Kind, section: Section) -> Index {
     let bases = BaseAddresses::default().set_eh_frame(section.svma);
-    let mut cies = Cies::of(&bytes);
+    let mut cies = Cies::of(bytes);
     let mut index = match kind {
-        Kind::EhFrame => scan(&EhFrame::new(&bytes, LittleEndian), &bases, &mut cies),
+        Kind::EhFrame => scan(&EhFrame::new(bytes, LittleEndian), &bases, &mut cies),
         Kind::DebugFrame => {
-            let mut frame = DebugFrame::new(&bytes, LittleEndian);
+            let mut frame = DebugFrame::new(bytes, LittleEndian);
             frame.set_address_size(8);
             scan(&frame, &bases, &mut cies)
         }
     };
     index.sort_unstable();
-    Some(Table {
-        kind,
-        section,
-        index: Index::Own(index),
-    })
+    Index::Own(index)
 }
 
 /// Start address and section offset of every FDE up to the first entry that cannot be read.
@@ -233,6 +261,7 @@ impl<'a> Cies<'a> {
 impl Table {
     /// The entry of the last function that starts at or below `svma`, which need not reach up to it.
     fn entry(&self, source: &Source, svma: u64) -> Option<Entry> {
+        let source = self.unpacked.as_ref().unwrap_or(source);
         let fde = self.fde_offset(svma)?;
         let (fde_bytes, cie) = match self.kind {
             Kind::EhFrame => {

@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -28,6 +28,8 @@ const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
 const PF_X: u32 = 1;
 const SHT_NOBITS: u32 = 8;
 const SHF_COMPRESSED: u64 = 0x800;
+const ELFCOMPRESS_ZLIB: u32 = 1;
+const ELFCOMPRESS_ZSTD: u32 = 2;
 const NT_GNU_BUILD_ID: u32 = 3;
 const SHN_UNDEF: u16 = 0;
 const STT_FUNC: u8 = 2;
@@ -258,6 +260,22 @@ impl Layout {
 
     /// The section called `name`, if the file has section headers and it is there as plain bytes.
     pub fn section(&self, source: &Source, name: &[u8]) -> Option<Section> {
+        let (section, packed) = self.find_section(source, name)?;
+        (!packed).then_some(section)
+    }
+
+    /// The bytes of the section called `name`, unpacked if they are compressed.
+    pub fn contents(&self, source: &Source, name: &[u8]) -> Option<Vec<u8>> {
+        let (section, packed) = self.find_section(source, name)?;
+        let bytes = source.bytes(section.offset, section.size)?;
+        match packed {
+            false => Some(bytes),
+            true => unpacked(&bytes),
+        }
+    }
+
+    /// A section that has bytes in the file, and whether those are compressed.
+    fn find_section(&self, source: &Source, name: &[u8]) -> Option<(Section, bool)> {
         let (table, count, names) = self.sections?;
         let headers = source.bytes(table, 64 * u64::from(count))?;
         let place = |header: &[u8]| {
@@ -274,26 +292,20 @@ impl Layout {
             at.and_then(|rest| rest.strip_prefix(name))
                 .is_some_and(|rest| rest.first() == Some(&0))
         })?;
-        let plain = u32_at(found, 4)? != SHT_NOBITS && u64_at(found, 8)? & SHF_COMPRESSED == 0;
-        plain.then(|| place(found)).flatten()
+        if u32_at(found, 4)? == SHT_NOBITS {
+            return None;
+        }
+        Some((place(found)?, u64_at(found, 8)? & SHF_COMPRESSED != 0))
     }
 
-    /// Where functions begin, by the symbols, ascending; none where there are none.
-    pub fn functions(&self, source: &Source) -> Vec<u64> {
-        let table = self.section(source, b".symtab");
-        let table = table.or_else(|| self.section(source, b".dynsym"));
-        let bytes = table.and_then(|table| source.bytes(table.offset, table.size));
-        let bytes = bytes.unwrap_or_default();
-        let (symbols, _) = bytes.as_chunks::<24>();
-        let start = |symbol: &[u8; 24]| {
-            let kind = symbol.get(4)? & 15;
-            let is_here = u16_at(symbol, 6)? != SHN_UNDEF;
-            (is_here && matches!(kind, STT_FUNC | STT_GNU_IFUNC)).then(|| u64_at(symbol, 8))?
-        };
-        let mut starts: Vec<u64> = symbols.iter().filter_map(start).collect();
-        starts.sort_unstable();
-        starts.dedup();
-        starts
+    /// Where functions begin, by the symbols, ascending; `None` where there are none.
+    pub fn functions(&self, source: &Source) -> Option<Vec<u64>> {
+        Some(starts(&self.contents(source, b".symtab")?))
+    }
+
+    /// The same of the functions that others may call.
+    pub fn exported_functions(&self, source: &Source) -> Option<Vec<u64>> {
+        Some(starts(&self.contents(source, b".dynsym")?))
     }
 
     /// What an executable mapping of the file's bytes from `offset` on holds: the ELF virtual address
@@ -357,6 +369,41 @@ fn segment_32(bytes: &[u8]) -> Option<Segment> {
             size: u32_at(bytes, 16)?.into(),
         },
     })
+}
+
+/// The addresses of functions in a table of symbols, ascending.
+fn starts(symbols: &[u8]) -> Vec<u64> {
+    let (symbols, _) = symbols.as_chunks::<24>();
+    let start = |symbol: &[u8; 24]| {
+        let kind = symbol.get(4)? & 15;
+        let is_here = u16_at(symbol, 6)? != SHN_UNDEF;
+        (is_here && matches!(kind, STT_FUNC | STT_GNU_IFUNC)).then(|| u64_at(symbol, 8))?
+    };
+    let mut starts: Vec<u64> = symbols.iter().filter_map(start).collect();
+    starts.sort_unstable();
+    starts.dedup();
+    starts
+}
+
+/// What a compressed section holds: a header with the kind and the length, and a stream. The length is not
+/// believed beyond [`MAX_TABLE`].
+fn unpacked(bytes: &[u8]) -> Option<Vec<u8>> {
+    let stream = bytes.get(24..)?;
+    let limit = MAX_TABLE;
+    let mut unpacked = Vec::new();
+    match u32_at(bytes, 0)? {
+        ELFCOMPRESS_ZLIB => flate2::read::ZlibDecoder::new(stream)
+            .take(limit)
+            .read_to_end(&mut unpacked)
+            .ok()?,
+        ELFCOMPRESS_ZSTD => zstd::stream::read::Decoder::with_buffer(stream)
+            .ok()?
+            .take(limit)
+            .read_to_end(&mut unpacked)
+            .ok()?,
+        _ => return None,
+    };
+    Some(unpacked)
 }
 
 /// The build id in the bytes of a note segment.

@@ -11,7 +11,7 @@ use super::address_map::{AddressMap, Code};
 use super::memory::{StackCopy, TargetMemory};
 use super::modules::Modules;
 use super::reading::{CALL_BYTES, ends_with_call};
-use super::rules::{Entered, Rule};
+use super::rules::Rule;
 use super::step::{Cursor, Origin};
 use super::{Cut, End, Unwinder, Walk};
 
@@ -47,7 +47,10 @@ impl Calls {
         let before = CALL_BYTES as u64;
         let from_file = modules.code_at(code.module, place.1.wrapping_sub(before));
         let is_behind_call = match from_file {
-            Some(bytes) => ends_with_call::<CALL_BYTES>(&bytes),
+            Some(bytes) => {
+                ends_with_call::<CALL_BYTES>(&bytes)
+                    || modules.is_goexit(code.module, place.1.wrapping_sub(1))
+            }
             None => {
                 let read = mem.read(pc.wrapping_sub(before), &mut bytes);
                 read == bytes.len() && ends_with_call(&bytes)
@@ -82,17 +85,16 @@ impl Walk {
             Rule::Unknown if !has_file => unwinder.rules.without_file(pc, mem),
             rule => rule,
         };
-        if let Some(origin) = self.step_read(rule, unwinder, space, stack, mem)? {
+        if let Some(origin) = self.step_read(rule, unwinder, space, stack, mem) {
             return Ok(origin);
         }
         // What was written for another function that stood here need not be right for this one.
         if !has_file && rule != Rule::Unknown {
             unwinder.rules.forget_without_file(pc);
         }
-        let no_frame_pointer = self.cursor.rbp() == Some(0);
-        // A chain of frame pointers ends with 0, by the ABI.
-        if no_frame_pointer && has_file {
-            return Err(End::Root);
+        // The way by the code needs fewer registers than those below.
+        if !self.all_known {
+            return Err(End::Truncated(Cut::LostRegister));
         }
         let by_frame_pointer = self.cursor.by_frame_pointer(stack, mem);
         let modules = &unwinder.modules;
@@ -104,7 +106,8 @@ impl Walk {
                 self.cursor = caller;
                 Ok(Origin::StackPointer)
             }
-            None if no_frame_pointer => Err(End::Root),
+            // A chain of frame pointers ends with 0, by the ABI.
+            None if self.cursor.rbp() == Some(0) => Err(End::Root),
             None => Err(End::Truncated(Cut::NoRule)),
         }
     }
@@ -117,35 +120,24 @@ impl Walk {
         space: &AddressMap,
         stack: &mut StackCopy,
         mem: &mut impl TargetMemory,
-    ) -> Result<Option<Origin>, End> {
+    ) -> Option<Origin> {
         let Rule::Read(index) = rule else {
-            return Ok(None);
+            return None;
         };
-        let Some(general) = unwinder.rules.general(index) else {
-            return Ok(None);
-        };
+        let general = unwinder.rules.general(index)?;
         let mut caller = self.cursor.clone();
-        let origin = match caller.step_general(general, stack, mem) {
-            Ok(origin) => origin,
-            // With all registers it may work.
-            Err(End::Truncated(Cut::LostRegister)) if !self.all_known => {
-                return Err(End::Truncated(Cut::LostRegister));
-            }
-            Err(_) => return Ok(None),
-        };
+        let origin = caller.step_general(general, stack, mem).ok()?;
         let is_upwards = origin == Origin::Anywhere || caller.rsp() > self.cursor.rsp();
         let modules = &unwinder.modules;
         let is_caller = caller.rip == 0 || unwinder.calls.precede(caller.rip, modules, space, mem);
         if !is_upwards || !is_caller {
-            return Ok(None);
+            return None;
         }
-        debug_assert_eq!(general.entered, Entered::Call);
         self.cursor = caller;
-        Ok(Some(origin))
+        Some(origin)
     }
 
-    /// The nearest return address on the stack. Only where all registers were known, since with them there
-    /// may be a better way.
+    /// The nearest return address on the stack.
     fn search(
         &self,
         unwinder: &mut Unwinder,
@@ -153,9 +145,6 @@ impl Walk {
         stack: &mut StackCopy,
         mem: &mut impl TargetMemory,
     ) -> Option<Cursor> {
-        if !self.all_known {
-            return None;
-        }
         let modules = &unwinder.modules;
         let sp = self.cursor.rsp();
         let mut below = None;

@@ -16,6 +16,7 @@ mod address_map;
 mod cfi;
 mod elf;
 mod expression;
+mod go;
 mod guess;
 mod intern;
 mod memory;
@@ -23,6 +24,7 @@ mod modules;
 mod reading;
 mod regs;
 mod rules;
+mod separate;
 mod step;
 
 use maptrail_tracelog::record::StackNode;
@@ -34,13 +36,14 @@ pub use intern::Interner;
 pub use memory::{FIRST_READ, StackCopy, TargetMemory};
 pub use modules::{FileKey, Modules};
 pub use regs::{Regs, dwarf};
+pub use separate::Whereabouts;
 
 use guess::Calls;
 use rules::{Entered, Rule, Rules};
 use step::{Cursor, Origin};
 
 /// Frames after which a stack is cut.
-pub const MAX_FRAMES: usize = 512;
+pub const MAX_FRAMES: usize = 2048;
 
 /// How often a stack may go on at a lower address: functions that run on a stack of their own, wherever
 /// that lies, are few in one stack; wrong ones would go round for ever.

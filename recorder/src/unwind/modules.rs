@@ -14,11 +14,13 @@ use rustc_hash::FxHashMap;
 
 use super::cfi::{Cfi, Entry};
 use super::elf::{Layout, ModuleFile, Source};
+use super::go::{GoTable, Place};
 use super::reading;
-use super::rules::General;
+use super::rules::{Cfa, General};
+use super::separate::{Whereabouts, debug_file};
 
 /// How long the code is that a program starts with, at most, bytes.
-const ENTRY: u64 = 64;
+const LONGEST_ENTRY: u64 = 256;
 
 /// What identifies a file, as the kernel names it in maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,12 +41,16 @@ pub struct Modules {
 struct Module {
     kind: ModuleKind,
     source: Source,
+    /// Where its separate debug file is looked for.
+    whereabouts: Option<Whereabouts>,
     /// `None` for what is no ELF file of ours.
     layout: Option<Layout>,
     /// Read when the first frame lies in the module.
     cfi: OnceCell<Cfi>,
     /// Where its functions begin; read when there is no unwind information for one of them.
     functions: OnceCell<Vec<u64>>,
+    /// Go's table of its functions.
+    go: OnceCell<Option<GoTable>>,
 }
 
 /// What code without unwind information says of its caller.
@@ -55,6 +61,16 @@ pub(super) enum Read {
     Rule(General),
     /// Nothing.
     Nothing,
+}
+
+/// How a place in Go code gets to its caller.
+pub(super) enum GoCode {
+    /// It has none.
+    Root,
+    /// The return address lies so many bytes above the stack pointer.
+    Frame(u32),
+    /// By this rule, read from its code.
+    Rule(General),
 }
 
 impl Modules {
@@ -81,6 +97,14 @@ impl Modules {
         id
     }
 
+    /// Tells where a module's file was seen, so that its separate debug file is found if it is needed.
+    pub fn was_seen_at(&mut self, module: ModuleId, whereabouts: Whereabouts) {
+        let index = (module.0 as usize).wrapping_sub(1);
+        if let Some(module) = self.modules.get_mut(index) {
+            module.whereabouts.get_or_insert(whereabouts);
+        }
+    }
+
     /// Adds the vdso from its bytes in memory; returns the module that equal bytes already are.
     pub fn add_memory(&mut self, bytes: &[u8]) -> ModuleId {
         let same = |m: &Module| matches!(&m.source, Source::Memory(known) if **known == *bytes);
@@ -95,8 +119,10 @@ impl Modules {
             kind,
             layout: Layout::read(&source),
             source,
+            whereabouts: None,
             cfi: OnceCell::new(),
             functions: OnceCell::new(),
+            go: OnceCell::new(),
         });
         id_of(self.modules.len() - 1)
     }
@@ -167,7 +193,8 @@ impl Modules {
         let module = self.get(module)?;
         let layout = module.layout.as_ref()?;
         let cfi = module.cfi.get_or_init(|| Cfi::load(&module.source, layout));
-        cfi.find(&module.source, layout, svma, f)
+        let separate = || module.debug_file();
+        cfi.find(&module.source, layout, &separate, svma, f)
     }
 
     /// `N` bytes of a module's code.
@@ -182,25 +209,13 @@ impl Modules {
         let Some(module) = self.get(module) else {
             return Read::Nothing;
         };
-        let Some(layout) = &module.layout else {
-            return Read::Nothing;
-        };
-        // Nobody calls what the kernel starts a program with.
-        if svma.checked_sub(layout.entry).is_some_and(|at| at < ENTRY) {
+        if module.is_entry(svma) || (after_call && module.ends_thread(svma)) {
             return Read::Root;
         }
-        let functions = (module.functions).get_or_init(|| layout.functions(&module.source));
+        let functions = module.functions();
         let after = functions.partition_point(|start| *start <= svma);
         let start = after.checked_sub(1).and_then(|at| functions.get(at));
-        let mut fetch = |svma, buf: &mut [u8]| match layout.offset_of(svma) {
-            Some((offset, rest)) => {
-                let n = usize::try_from(rest).map_or(buf.len(), |rest| rest.min(buf.len()));
-                module
-                    .source
-                    .read(offset, buf.get_mut(..n).unwrap_or_default())
-            }
-            None => 0,
-        };
+        let mut fetch = |svma, buf: &mut [u8]| module.read(svma, buf);
         let pc = svma.saturating_add(u64::from(after_call));
         start
             .and_then(|start| reading::from_start(&mut fetch, *start, pc, after_call))
@@ -208,8 +223,111 @@ impl Modules {
             .map_or(Read::Nothing, Read::Rule)
     }
 
+    /// What Go's own table says of `svma`, the last byte of a call if it is `after_call`. `None` for what
+    /// is no Go code.
+    pub(super) fn go_code(&self, module: ModuleId, svma: u64, after_call: bool) -> Option<GoCode> {
+        let module = self.get(module)?;
+        Some(match module.go()?.at(svma)? {
+            Place::Top => GoCode::Root,
+            Place::Frame(depth) => GoCode::Frame(depth),
+            // What goes over to the system's stack, and comes back, does so by what its code reads from
+            // memory. The rest never comes back.
+            Place::Leaves => {
+                let mut fetch = |svma, buf: &mut [u8]| module.read(svma, buf);
+                let pc = svma.saturating_add(u64::from(after_call));
+                reading::to_return(&mut fetch, pc)
+                    .filter(|rule| matches!(rule.cfa, Cfa::Expression(_)))
+                    .map_or(GoCode::Root, GoCode::Rule)
+            }
+        })
+    }
+
+    /// Whether a goroutine ends at the return address behind `svma`: where it starts there is nobody who
+    /// called, and the address of this function was put on its stack.
+    pub(super) fn is_goexit(&self, module: ModuleId, svma: u64) -> bool {
+        self.get(module)
+            .is_some_and(|module| module.is_goexit(svma))
+    }
+
     fn get(&self, module: ModuleId) -> Option<&Module> {
         self.modules.get((module.0 as usize).checked_sub(1)?)
+    }
+}
+
+impl Module {
+    /// Code from `svma` on; returns how much there was.
+    fn read(&self, svma: u64, buf: &mut [u8]) -> usize {
+        let place = self
+            .layout
+            .as_ref()
+            .and_then(|layout| layout.offset_of(svma));
+        let Some((offset, rest)) = place else {
+            return 0;
+        };
+        let n = usize::try_from(rest).map_or(buf.len(), |rest| rest.min(buf.len()));
+        self.source
+            .read(offset, buf.get_mut(..n).unwrap_or_default())
+    }
+
+    /// Where its functions begin, as far as that is known.
+    fn functions(&self) -> &[u64] {
+        let load = || {
+            let layout = self.layout.as_ref()?;
+            let own = layout.functions(&self.source);
+            own.or_else(|| {
+                let source = self.debug_file()?;
+                Layout::read(&source)?.functions(&source)
+            })
+            .or_else(|| layout.exported_functions(&self.source))
+        };
+        self.functions.get_or_init(|| load().unwrap_or_default())
+    }
+
+    /// Whether `svma`, which no unwind information describes, lies in what the kernel starts a program
+    /// with. Nobody calls that.
+    fn is_entry(&self, svma: u64) -> bool {
+        let entry = self.layout.as_ref().map_or(0, |layout| layout.entry);
+        if !(entry..entry.saturating_add(LONGEST_ENTRY)).contains(&svma) {
+            return false;
+        }
+        let next = self.functions().partition_point(|start| *start <= entry);
+        let end = self.functions().get(next).copied().unwrap_or(u64::MAX);
+        let mut fetch = |svma, buf: &mut [u8]| self.read(svma, buf);
+        svma < end.min(reading::end_of(&mut fetch, entry))
+    }
+
+    fn go(&self) -> Option<&GoTable> {
+        let load = || {
+            let layout = self.layout.as_ref()?;
+            let table = layout.contents(&self.source, b".gopclntab");
+            let table =
+                table.or_else(|| layout.contents(&self.source, b".data.rel.ro.gopclntab"))?;
+            let text = layout.section(&self.source, b".text")?;
+            GoTable::new(table, text.svma)
+        };
+        self.go.get_or_init(load).as_ref()
+    }
+
+    /// Whether a thread, or a goroutine, ends when it returns to the address behind `svma`.
+    fn ends_thread(&self, svma: u64) -> bool {
+        let mut fetch = |svma, buf: &mut [u8]| self.read(svma, buf);
+        self.is_goexit(svma) || reading::exits(&mut fetch, svma.saturating_add(1))
+    }
+
+    /// `runtime.goexit` is `nop; call goexit1; nop`, and its second instruction is what goroutines
+    /// return to.
+    fn is_goexit(&self, svma: u64) -> bool {
+        let mut code = [0; 7];
+        let is_it = |code: &[u8; 7]| matches!(code, [0x90, 0xe8, _, _, _, _, 0x90]);
+        self.read(svma, &mut code) == code.len() && is_it(&code) && self.go().is_some()
+    }
+
+    fn debug_file(&self) -> Option<Source> {
+        debug_file(
+            self.whereabouts.as_ref()?,
+            &self.source,
+            self.layout.as_ref()?,
+        )
     }
 }
 

@@ -28,7 +28,11 @@ const MAX_PATHS: usize = 64;
 /// Words of the stack that one path may write.
 const MAX_STORES: usize = 96;
 /// How deep a value may refer to others.
-const MAX_DEPTH: u32 = 8;
+const MAX_DEPTH: u32 = 12;
+/// Instructions of the code that a program starts with, at most.
+const LONGEST_ENTRY: u32 = 64;
+/// Instructions from a call that a thread began with to its end, at most.
+const LONGEST_EXIT: u32 = 8;
 /// Bytes of code that are fetched at a time.
 const WINDOW: usize = 256;
 /// The longest instruction, bytes.
@@ -61,16 +65,67 @@ pub(super) fn from_start(
     found
 }
 
-/// The rule at `pc`, by what follows it.
+/// The rule at `pc`, by what follows it: a return, or, if there is none, a jump that nobody can follow,
+/// since functions end with a jump to another one, too.
 pub(super) fn to_return(fetch: Fetch<'_>, pc: u64) -> Option<General> {
-    let mut found = None;
+    let (mut returning, mut jumping) = (None, None);
     Reading::of(fetch).follow(pc, |instruction, state| {
-        if instruction.mnemonic() == Mnemonic::Ret {
-            found = state.returning_rule(instruction);
+        match instruction.flow_control() {
+            FlowControl::Return if instruction.mnemonic() == Mnemonic::Ret => {
+                returning = state.returning_rule(instruction);
+            }
+            FlowControl::IndirectBranch if jumping.is_none() => {
+                jumping = state.returning_rule(instruction);
+            }
+            _ => {}
         }
-        found.is_some()
+        returning.is_some()
     });
-    found
+    returning.or(jumping)
+}
+
+/// Where the code that begins at `start` goes over into other code, if it is read straight on.
+pub(super) fn end_of(fetch: Fetch<'_>, start: u64) -> u64 {
+    let mut reading = Reading::of(fetch);
+    let mut pc = start;
+    for _ in 0..LONGEST_ENTRY {
+        let Some(instruction) = reading.decode(pc) else {
+            break;
+        };
+        pc = instruction.next_ip();
+        match instruction.flow_control() {
+            FlowControl::Next | FlowControl::ConditionalBranch => {}
+            FlowControl::Call | FlowControl::IndirectCall if !reading.is_padding(pc) => {}
+            _ => break,
+        }
+    }
+    pc
+}
+
+/// Whether the code at `pc` ends its thread at once.
+pub(super) fn exits(fetch: Fetch<'_>, pc: u64) -> bool {
+    let mut reading = Reading::of(fetch);
+    let mut pc = pc;
+    let mut number = 0;
+    for _ in 0..LONGEST_EXIT {
+        let Some(instruction) = reading.decode(pc) else {
+            return false;
+        };
+        pc = instruction.next_ip();
+        let is_number = matches!(instruction.op0_register(), Register::AL | Register::EAX)
+            && instruction.mnemonic() == Mnemonic::Mov
+            && matches!(
+                instruction.op1_kind(),
+                OpKind::Immediate8 | OpKind::Immediate32
+            );
+        match instruction.mnemonic() {
+            Mnemonic::Syscall => return matches!(number, libc::SYS_exit | libc::SYS_exit_group),
+            _ if is_number => number = i64::from(instruction.immediate32()),
+            _ if instruction.flow_control() != FlowControl::Next => return false,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Whether code could have called what returns to its end: the bytes before a return address end with a
@@ -371,12 +426,12 @@ impl State {
         }
     }
 
-    /// The rule at a return.
+    /// The rule at a return, or at a jump to what returns.
     fn returning_rule(&self, instruction: &Instruction) -> Option<General> {
         let sp = self.sp()?;
-        let taken = match instruction.op_count() {
-            0 => 0,
-            _ => i64::from(instruction.immediate16()),
+        let taken = match (instruction.mnemonic(), instruction.op_count()) {
+            (Mnemonic::Ret, 1) => i64::from(instruction.immediate16()),
+            _ => 0,
         };
         let cfa = plus(&Some(Rc::clone(&sp)), 8 + taken)?;
         let saved = |value: &Value| match value.as_deref() {

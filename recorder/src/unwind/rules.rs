@@ -15,7 +15,7 @@ use rustc_hash::FxHashMap;
 use super::cfi::{Entry, Kind, Slice};
 use super::expression::ENCODING;
 use super::memory::TargetMemory;
-use super::modules::{Modules, Read};
+use super::modules::{GoCode, Modules, Read};
 use super::reading;
 use super::regs::dwarf;
 
@@ -229,32 +229,68 @@ impl Rules {
     }
 
     fn learn(&mut self, modules: &Modules, module: ModuleId, svma: u64, after_call: bool) -> Rule {
-        let context = &mut self.context;
-        let compiled = modules
-            .cfi_at(module, svma, |entry| compile(entry, context, svma, false))
-            .or_else(|| {
-                // The address is one before the return address. Where no function is, one may begin
-                // right behind.
-                let start = svma.checked_add(1)?;
+        // The address is one before the return address. Where no function is, one may begin right behind.
+        let behind = svma.saturating_add(1);
+        let trampoline = || {
+            // Before its first or its second instruction.
+            let starts = match after_call {
+                true => [behind; 3],
+                false => [svma, svma.wrapping_sub(5), svma.wrapping_sub(7)],
+            };
+            let is_it = |start| {
                 modules
-                    .cfi_at(module, start, |entry| compile(entry, context, start, true))
-                    .or_else(|| {
-                        let code = modules.code_at(module, start)?;
-                        is_sigreturn(&code).then(sigreturn_rule)
-                    })
-            });
-        let rule = match compiled {
-            Some(Compiled::Short(rule)) => rule,
-            Some(Compiled::General(general)) => self.keep(Some(general), Rule::General),
-            None => match modules.read_code(module, svma, after_call) {
-                Read::Root => Rule::Root,
-                Read::Rule(general) => self.keep(Some(general), Rule::Read),
-                Read::Nothing => Rule::Unknown,
-            },
+                    .code_at(module, start)
+                    .is_some_and(|c| is_sigreturn(&c))
+            };
+            starts.into_iter().any(is_it).then(sigreturn_rule)
+        };
+        let context = &mut self.context;
+        let rule = if let Some(go) = modules.go_code(module, svma, after_call) {
+            match (trampoline(), go) {
+                (Some(Compiled::General(general)), _) => self.keep(Some(general), Rule::General),
+                (_, GoCode::Root) => Rule::Root,
+                (_, GoCode::Frame(depth)) => go_rule(depth),
+                (_, GoCode::Rule(general)) => self.keep(Some(general), Rule::Read),
+            }
+        } else {
+            let compiled = modules
+                .cfi_at(module, svma, |entry| compile(entry, context, svma, false))
+                .or_else(|| {
+                    let placed = |entry: &Entry| compile(entry, context, behind, true);
+                    let look = || modules.cfi_at(module, behind, placed);
+                    after_call.then(look).flatten()
+                })
+                .or_else(trampoline);
+            match compiled {
+                Some(Compiled::Short(rule)) => rule,
+                Some(Compiled::General(general)) => self.keep(Some(general), Rule::General),
+                None => match modules.read_code(module, svma, after_call) {
+                    Read::Root => Rule::Root,
+                    Read::Rule(general) => self.keep(Some(general), Rule::Read),
+                    Read::Nothing => Rule::Unknown,
+                },
+            }
         };
         self.known.insert((module, svma), rule);
         rule
     }
+}
+
+/// The rule of a Go function whose return address lies so many bytes above the stack pointer. Functions
+/// that have a frame keep the caller's frame pointer right below it.
+fn go_rule(depth: u32) -> Rule {
+    let Ok(cfa_offset) = i32::try_from(u64::from(depth) + 8) else {
+        return Rule::Bad;
+    };
+    let mut saved = [0; 6];
+    if depth >= 8 {
+        saved[1] = -2;
+    }
+    Rule::Usual(Usual {
+        cfa_register: dwarf::RSP as u8,
+        cfa_offset,
+        saved,
+    })
 }
 
 /// `None` if the entry does not cover `svma`, or does not start there although it is the address of a

@@ -372,7 +372,7 @@ fn what_cannot_be_followed_is_cut() {
         ASM(unreadable, "xor %ebx, %ebx; .cfi_def_cfa 3, 64; push %rax; mov $3, %edi; call plain; pop %rax");
         int main(int argc, char **argv) {
             switch (argv[1][0]) {
-            case 'd': return deep(1000) + one;
+            case 'd': return deep(5000) + one;
             case 's': return stuck() + one;
             case 'l': return needs() + one;
             default: return unreadable() + one;
