@@ -11,7 +11,7 @@ use super::address_map::{AddressMap, Code};
 use super::memory::{StackCopy, TargetMemory};
 use super::modules::Modules;
 use super::reading::{CALL_BYTES, ends_with_call};
-use super::rules::Rule;
+use super::rules::{General, Rule};
 use super::step::{Cursor, Origin};
 use super::{Cut, End, Unwinder, Walk};
 
@@ -64,6 +64,23 @@ impl Calls {
     }
 }
 
+impl Unwinder {
+    /// Whether code that has a file, or not, may have been called from before `pc`. Interpreters call with a
+    /// jump, and put where to go on afterwards on the stack; compilers that work while a program runs know
+    /// of it.
+    fn may_call(
+        &mut self,
+        pc: u64,
+        has_file: bool,
+        space: &AddressMap,
+        mem: &mut impl TargetMemory,
+    ) -> bool {
+        let is_without_file =
+            || (space.lookup(pc.wrapping_sub(1))).is_some_and(|code| code.module.0 == 0);
+        self.calls.precede(pc, &self.modules, space, mem) || (!has_file && is_without_file())
+    }
+}
+
 impl Walk {
     /// Steps out of a frame in `code` without CFI. `rule` is what its code says, where it says something.
     #[cold]
@@ -81,25 +98,37 @@ impl Walk {
             return self.return_at(self.cursor.rsp(), stack, mem);
         }
         let has_file = code.module.0 != 0;
-        let rule = match rule {
-            Rule::Unknown if !has_file => unwinder.rules.without_file(pc, mem),
-            rule => rule,
+        let read = match rule {
+            Rule::Read(index) => {
+                let general = unwinder.rules.general(index);
+                general.and_then(|general| self.step_read(general, stack, mem))
+            }
+            _ if !has_file => {
+                let general = unwinder.rules.without_file(pc, mem);
+                general.and_then(|general| self.step_read(&general, stack, mem))
+            }
+            _ => None,
         };
-        if let Some(origin) = self.step_read(rule, unwinder, space, stack, mem) {
-            return Ok(origin);
-        }
-        // What was written for another function that stood here need not be right for this one.
-        if !has_file && rule != Rule::Unknown {
-            unwinder.rules.forget_without_file(pc);
+        if let Some((caller, origin)) = read {
+            let is_caller = match caller.rip {
+                0 => has_file,
+                pc => unwinder.may_call(pc, has_file, space, mem),
+            };
+            if is_caller {
+                self.cursor = caller;
+                return Ok(origin);
+            }
+            if !has_file {
+                unwinder.rules.check_without_file(pc, mem);
+            }
         }
         // The way by the code needs fewer registers than those below.
         if !self.all_known {
             return Err(End::Truncated(Cut::LostRegister));
         }
         let by_frame_pointer = self.cursor.by_frame_pointer(stack, mem);
-        let modules = &unwinder.modules;
         let caller = by_frame_pointer
-            .filter(|caller| unwinder.calls.precede(caller.rip, modules, space, mem))
+            .filter(|caller| unwinder.may_call(caller.rip, has_file, space, mem))
             .or_else(|| self.search(unwinder, space, stack, mem));
         match caller {
             Some(caller) => {
@@ -107,34 +136,22 @@ impl Walk {
                 Ok(Origin::StackPointer)
             }
             // A chain of frame pointers ends with 0, by the ABI.
-            None if self.cursor.rbp() == Some(0) => Err(End::Root),
+            None if has_file && self.cursor.rbp() == Some(0) => Err(End::Root),
             None => Err(End::Truncated(Cut::NoRule)),
         }
     }
 
-    /// Steps by a rule that was read from code; `None` if it does not lead to a caller.
+    /// Where a rule that was read from code leads.
     fn step_read(
-        &mut self,
-        rule: Rule,
-        unwinder: &mut Unwinder,
-        space: &AddressMap,
+        &self,
+        rule: &General,
         stack: &mut StackCopy,
         mem: &mut impl TargetMemory,
-    ) -> Option<Origin> {
-        let Rule::Read(index) = rule else {
-            return None;
-        };
-        let general = unwinder.rules.general(index)?;
+    ) -> Option<(Cursor, Origin)> {
         let mut caller = self.cursor.clone();
-        let origin = caller.step_general(general, stack, mem).ok()?;
+        let origin = caller.step_general(rule, stack, mem).ok()?;
         let is_upwards = origin == Origin::Anywhere || caller.rsp() > self.cursor.rsp();
-        let modules = &unwinder.modules;
-        let is_caller = caller.rip == 0 || unwinder.calls.precede(caller.rip, modules, space, mem);
-        if !is_upwards || !is_caller {
-            return None;
-        }
-        self.cursor = caller;
-        Some(origin)
+        is_upwards.then_some((caller, origin))
     }
 
     /// The nearest return address on the stack.

@@ -584,7 +584,7 @@ impl<'a> Reading<'a> {
                 || instruction.code() == Code::Xchg_r16_AX
         };
         let mut at = pc;
-        while at % 16 != 0 {
+        while !at.is_multiple_of(16) {
             match self.decode(at) {
                 Some(instruction) if filler(&instruction) => at = instruction.next_ip(),
                 _ => return false,

@@ -5,6 +5,8 @@
 //! the return address lies right below it, and some of six registers were saved at multiples of eight
 //! bytes below that. Such a rule takes 24 bytes and no allocation; all others are kept beside.
 
+use std::rc::Rc;
+
 use gimli::{
     CfaRule, DebugFrame, EhFrame, Expression, LittleEndian, Operation, Register, RegisterRule,
     UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow,
@@ -124,11 +126,16 @@ impl UnwindContextStorage<usize> for Rows {
 /// Slots of the table in front of the map of rules; a power of two.
 const RECENT: usize = 2048;
 
+/// Rules of memory without a file that are kept; programs may write new code for ever.
+const MAX_WITHOUT_FILE: usize = 1 << 16;
+
 /// All rules met so far, by module and address.
 pub(super) struct Rules {
     /// Rules met lately: one place for each, found without searching.
     recent: Box<[Recent; RECENT]>,
     known: FxHashMap<(ModuleId, u64), Rule>,
+    /// Those in memory without a file, by address, and the code that they were read from.
+    without_file: FxHashMap<u64, (Option<Rc<General>>, [u8; 16])>,
     general: Vec<General>,
     context: UnwindContext<usize, Rows>,
 }
@@ -157,6 +164,7 @@ impl Rules {
         Rules {
             recent: Box::new([empty; RECENT]),
             known: FxHashMap::default(),
+            without_file: FxHashMap::default(),
             general: Vec::new(),
             context: UnwindContext::new_in(),
         }
@@ -195,26 +203,29 @@ impl Rules {
         }
     }
 
-    /// The rule at `pc` of memory without a file.
-    pub fn without_file(&mut self, pc: u64, mem: &mut impl TargetMemory) -> Rule {
-        if let Some(rule) = self.known.get(&(ModuleId(0), pc)) {
-            return *rule;
+    /// How code in memory without a file gets from `pc` to its caller, if it says so.
+    pub fn without_file(&mut self, pc: u64, mem: &mut impl TargetMemory) -> Option<Rc<General>> {
+        if let Some((rule, _)) = self.without_file.get(&pc) {
+            return rule.clone();
         }
-        let read = reading::to_return(&mut |addr, buf| mem.read(addr, buf), pc);
-        let rule = self.keep(read, Rule::Read);
-        self.known.insert((ModuleId(0), pc), rule);
-        rule
+        let read = reading::to_return(&mut |addr, buf| mem.read(addr, buf), pc).map(Rc::new);
+        if self.without_file.len() >= MAX_WITHOUT_FILE {
+            self.without_file.clear();
+        }
+        (self.without_file).insert(pc, (read.clone(), code_at(pc, mem)));
+        read
     }
 
-    /// Forgets the rule at `pc` of memory without a file, whose code is another one now.
-    pub fn forget_without_file(&mut self, pc: u64) {
-        self.known.remove(&(ModuleId(0), pc));
+    /// Forgets the rule at `pc` of memory without a file, where the code is not the same any more.
+    pub fn check_without_file(&mut self, pc: u64, mem: &mut impl TargetMemory) {
+        if let Some((_, code)) = self.without_file.get(&pc)
+            && *code != code_at(pc, mem)
+        {
+            self.without_file.remove(&pc);
+        }
     }
 
-    fn keep(&mut self, general: Option<General>, as_rule: fn(u32) -> Rule) -> Rule {
-        let Some(general) = general else {
-            return Rule::Unknown;
-        };
+    fn keep(&mut self, general: General, as_rule: fn(u32) -> Rule) -> Rule {
         match u32::try_from(self.general.len()) {
             Ok(index) => {
                 self.general.push(general);
@@ -247,10 +258,10 @@ impl Rules {
         let context = &mut self.context;
         let rule = if let Some(go) = modules.go_code(module, svma, after_call) {
             match (trampoline(), go) {
-                (Some(Compiled::General(general)), _) => self.keep(Some(general), Rule::General),
+                (Some(Compiled::General(general)), _) => self.keep(general, Rule::General),
                 (_, GoCode::Root) => Rule::Root,
                 (_, GoCode::Frame(depth)) => go_rule(depth),
-                (_, GoCode::Rule(general)) => self.keep(Some(general), Rule::Read),
+                (_, GoCode::Rule(general)) => self.keep(general, Rule::Read),
             }
         } else {
             let compiled = modules
@@ -263,10 +274,10 @@ impl Rules {
                 .or_else(trampoline);
             match compiled {
                 Some(Compiled::Short(rule)) => rule,
-                Some(Compiled::General(general)) => self.keep(Some(general), Rule::General),
+                Some(Compiled::General(general)) => self.keep(general, Rule::General),
                 None => match modules.read_code(module, svma, after_call) {
                     Read::Root => Rule::Root,
-                    Read::Rule(general) => self.keep(Some(general), Rule::Read),
+                    Read::Rule(general) => self.keep(general, Rule::Read),
                     Read::Nothing => Rule::Unknown,
                 },
             }
@@ -274,6 +285,12 @@ impl Rules {
         self.known.insert((module, svma), rule);
         rule
     }
+}
+
+fn code_at(pc: u64, mem: &mut impl TargetMemory) -> [u8; 16] {
+    let mut code = [0; 16];
+    mem.read(pc, &mut code);
+    code
 }
 
 /// The rule of a Go function whose return address lies so many bytes above the stack pointer. Functions
