@@ -13,6 +13,7 @@ use maptrail_tracelog::record::{Body, FileInfo, ModuleInfo, ModuleKind, Vma};
 use maptrail_tracelog::types::{FileId, ModuleId, Range, SpaceId, Tid};
 use rustc_hash::FxHashSet;
 
+use crate::image;
 use crate::maps::FileTable;
 use crate::patience::{PATIENCE, within};
 use crate::sys::{memory, open};
@@ -50,26 +51,60 @@ impl CodeLog {
         vma: &Vma,
         files: &FileTable,
     ) {
-        let Some(info) = files.info(vma.file) else {
-            map.insert_anonymous(vma.range);
-            return;
-        };
+        match self.module_of(modules, source, vma, files) {
+            Some(module) => {
+                let bias = modules.bias(module, vma.range.start.0, vma.offset);
+                map.insert(vma.range, module, bias);
+            }
+            None => map.insert_anonymous(vma.range),
+        }
+    }
+
+    /// Notes executable memory without a file that lies between two mappings, where it is the text of one
+    /// of their files: some programs move theirs to larger pages before anybody looks.
+    pub fn add_between(
+        &mut self,
+        modules: &mut Modules,
+        map: &mut AddressMap,
+        source: Source,
+        range: Range,
+        (below, above): (Option<&Vma>, Option<&Vma>),
+        files: &FileTable,
+    ) {
+        let neighbours = [below, above].into_iter().flatten();
+        for vma in neighbours {
+            let Some(module) = self.module_of(modules, source, vma, files) else {
+                continue;
+            };
+            let bias = modules.bias(module, vma.range.start.0, vma.offset);
+            if modules.has_text(module, bias, range) {
+                return map.insert(range, module, bias);
+            }
+        }
+    }
+
+    /// The module that a mapping is a part of.
+    fn module_of(
+        &mut self,
+        modules: &mut Modules,
+        source: Source,
+        vma: &Vma,
+        files: &FileTable,
+    ) -> Option<ModuleId> {
+        let info = files.info(vma.file)?;
         let module = if info.path == "[vdso]" {
             vdso(modules, source.tid, vma)
         } else if info.inode == 0 {
             None
         } else {
             find_file(modules, source, info, vma)
-        };
-        let Some(module) = module else {
-            map.insert_anonymous(vma.range);
-            return;
-        };
+        }?;
         while self.files.len() < modules.len() {
             self.files.push(vma.file);
         }
-        let bias = modules.bias(module, vma.range.start.0, vma.offset);
-        map.insert(vma.range, module, bias);
+        // What a program writes into a file of its own in memory, and runs, is as good as no file.
+        let is_written = info.path.starts_with("/memfd:") && !modules.is_elf(module);
+        (!is_written).then_some(module)
     }
 
     /// The next module that was not yet reported here.
@@ -120,14 +155,23 @@ fn find_file(
     if let Some(known) = modules.find(key) {
         return Some(known);
     }
-    let (info, range, path) = (info.clone(), vma.range, info.path.clone());
+    let (named, range) = (info.clone(), vma.range);
     let file = within(PATIENCE, move || {
-        open_file(source, &info, range).map(ModuleFile::from)
+        open_file(source, &named, range).map(ModuleFile::from)
     });
-    let module = modules.add_file(key, file??);
+    let module = match file.flatten() {
+        Some(file) => modules.add_file(key, file),
+        None => {
+            let pieces = image::pieces(source.tid, info, vma);
+            if pieces.is_empty() {
+                return None;
+            }
+            modules.add_pieces(key, pieces)
+        }
+    };
     let seen = Whereabouts {
         tid: source.tid,
-        path,
+        path: info.path.clone(),
     };
     modules.was_seen_at(module, seen);
     Some(module)

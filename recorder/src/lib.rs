@@ -30,6 +30,7 @@ mod core;
 mod error;
 mod footprint;
 mod front;
+mod image;
 mod journal;
 mod launch;
 mod maps;

@@ -14,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub mod attach;
+pub mod stage;
 pub mod truth;
 
 use truth::Truth;

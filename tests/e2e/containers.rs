@@ -2,21 +2,16 @@
 //! leak is found by name, and the log is exact.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tempfile::TempDir;
-
 use crate::common::attach::{Started, assert_free, attach, children_of};
+use crate::common::stage::Stage;
 use crate::common::truth::{functions, stacks};
-use crate::common::{
-    Run, assert_exact, command, have_or_skip, is_root, json, maptrail, number, skip, until, victim,
-};
+use crate::common::{Run, assert_exact, command, have_or_skip, is_root, json, number, skip, until};
 
 /// A program that leaks for very long, a page each half millisecond.
 const LEAKING: [&str; 4] = ["100000000", "4096", "500", "2"];
-const NOBODY: u32 = 65534;
 
 /// Asserts that the window closed in order, that the log is exact, and that the leak was found by name.
 fn assert_leak_found(attached: &Run, log: &Path) {
@@ -29,36 +24,6 @@ fn assert_leak_found(attached: &Run, log: &Path) {
     assert!(functions(worst).any(|f| f == "leak_raw"), "{leaks:#}");
     assert_eq!(worst["verdict"], "leak", "{leaks:#}");
     assert!(number(&worst["held_bytes"]) > 0, "{leaks:#}");
-}
-
-/// A directory that everybody may enter, with copies of the two programs: those of the build may lie where
-/// only their owner can read them.
-struct Stage {
-    dir: TempDir,
-    leaking: PathBuf,
-    maptrail: PathBuf,
-}
-
-impl Stage {
-    fn new() -> Stage {
-        let dir = TempDir::new().expect("a temporary directory");
-        let everybody = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(dir.path(), everybody).expect("permissions");
-        let copy = |from: &Path, name: &str| {
-            let to = dir.path().join(name);
-            fs::copy(from, &to).expect("a copy");
-            to
-        };
-        Stage {
-            leaking: copy(&victim("raw_leak"), "raw_leak"),
-            maptrail: copy(Path::new(maptrail().get_program()), "maptrail"),
-            dir,
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
 }
 
 /// Whether `unshare` makes the namespaces of a container here.
@@ -111,25 +76,14 @@ fn an_ordinary_user_attaches_to_a_process_of_their_own() {
         return;
     }
     let stage = Stage::new();
-    let home = stage.path("home");
-    fs::create_dir(&home).expect("a directory");
-    chown(&home, Some(NOBODY), Some(NOBODY)).expect("root gives it away");
-    let as_nobody = |program: &Command| {
-        let (user, group) = (format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"));
-        let dropped = ["--clear-groups", "--inh-caps=-all", "--bounding-set=-all"];
-        let mut setpriv = command("setpriv", [&user, &group]);
-        setpriv.args(dropped).arg(program.get_program());
-        setpriv.args(program.get_args());
-        setpriv.env("HOME", &home).current_dir(&home);
-        setpriv
-    };
+    let as_nobody = |program: &Command| stage.as_nobody(program);
     let leaking = command(&stage.leaking, LEAKING);
     let leaking = Started::of(&mut as_nobody(&leaking), stage.path("output"));
     until("it is the victim that runs", || {
         let name = fs::read_to_string(format!("/proc/{}/comm", leaking.pid())).ok()?;
         (name == "raw_leak\n").then_some(())
     });
-    let log = home.join("log");
+    let log = stage.home().join("log");
     let attached = attach(leaking.pid(), &log, "1s");
     let run = Run::of(&mut as_nobody(
         command(&stage.maptrail, [""; 0]).args(attached.get_args()),

@@ -16,6 +16,7 @@ mod harmless;
 mod jobs;
 mod launch;
 mod leaks;
+mod modules;
 mod programs;
 mod signals;
 mod survival;

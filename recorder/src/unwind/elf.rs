@@ -44,6 +44,17 @@ const FUSE: i64 = 0x6573_5546;
 pub(super) enum Source {
     File(ModuleFile),
     Memory(Box<[u8]>),
+    /// What is mapped of a file that could not be opened.
+    Pieces(Box<[Piece]>),
+}
+
+/// A part of a file.
+#[derive(Debug)]
+pub struct Piece {
+    /// Where in the file it begins, bytes.
+    pub offset: u64,
+    /// What it holds.
+    pub bytes: Box<[u8]>,
 }
 
 /// An open file of a module.
@@ -125,14 +136,13 @@ impl Source {
                 }
                 done
             }
-            Source::Memory(bytes) => {
-                let rest = usize::try_from(offset).ok().and_then(|o| bytes.get(o..));
-                let rest = rest.unwrap_or_default();
-                let n = rest.len().min(buf.len());
-                for (to, from) in buf.iter_mut().zip(rest) {
-                    *to = *from;
-                }
-                n
+            Source::Memory(bytes) => read_from(bytes, offset, buf),
+            Source::Pieces(pieces) => {
+                let read = pieces.iter().map(|piece| {
+                    let offset = offset.checked_sub(piece.offset);
+                    offset.map_or(0, |offset| read_from(&piece.bytes, offset, buf))
+                });
+                read.max().unwrap_or(0)
             }
         }
     }
@@ -148,6 +158,10 @@ impl Source {
         let total = match self {
             Source::File(file) => file.len().ok()?,
             Source::Memory(bytes) => bytes.len() as u64,
+            Source::Pieces(pieces) => {
+                let ends = pieces.iter().map(|p| p.offset + p.bytes.len() as u64);
+                ends.max().unwrap_or(0)
+            }
         };
         let len = len.min(total.saturating_sub(offset));
         if len > MAX_TABLE {
@@ -158,6 +172,17 @@ impl Source {
         buf.truncate(n);
         Some(buf)
     }
+}
+
+/// Copies what there is of `bytes` from `offset` on; returns how much.
+fn read_from(bytes: &[u8], offset: u64, buf: &mut [u8]) -> usize {
+    let rest = usize::try_from(offset).ok().and_then(|o| bytes.get(o..));
+    let rest = rest.unwrap_or_default();
+    let n = rest.len().min(buf.len());
+    for (to, from) in buf.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    n
 }
 
 /// A PT_LOAD program header.
@@ -325,6 +350,16 @@ impl Layout {
             loads.find(|load| load.executable).unwrap_or(first)
         };
         Some(load.svma.wrapping_add(offset.wrapping_sub(load.offset)))
+    }
+
+    /// Whether all of `[svma, svma + len)` is code.
+    pub fn is_text(&self, svma: u64, len: u64) -> bool {
+        self.loads.iter().any(|load| {
+            let inside = svma.checked_sub(load.svma & !(PAGE - 1));
+            let size = (load.svma % PAGE).saturating_add(load.file_size);
+            let fits = |inside: u64| inside.saturating_add(len) <= size.next_multiple_of(PAGE);
+            load.executable && inside.is_some_and(fits)
+        })
     }
 
     /// Where the byte at `svma` lies in the file, and how many bytes of its segment follow.

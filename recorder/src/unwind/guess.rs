@@ -19,10 +19,6 @@ use super::{Cut, End, Unwinder, Walk};
 const SEARCHED: u64 = 512;
 /// How far up the stack a frame pointer may point to be believed, bytes.
 const FRAME: u64 = 1 << 20;
-/// The page of the calls that the kernel emulates (`VSYSCALL_ADDR` in asm/vsyscall.h): three functions that
-/// have no frame and return at once.
-const VSYSCALL: std::ops::Range<u64> = 0xffff_ffff_ff60_0000..0xffff_ffff_ff60_1000;
-
 /// Which return addresses follow a call, as far as that was asked.
 #[derive(Default)]
 pub(super) struct Calls(FxHashMap<(ModuleId, u64), bool>);
@@ -94,20 +90,17 @@ impl Walk {
         mem: &mut impl TargetMemory,
     ) -> Result<Origin, End> {
         let pc = self.cursor.rip;
-        if VSYSCALL.contains(&pc) {
-            return self.return_at(self.cursor.rsp(), stack, mem);
-        }
         let has_file = code.module.0 != 0;
         let read = match rule {
             Rule::Read(index) => {
                 let general = unwinder.rules.general(index);
                 general.and_then(|general| self.step_read(general, stack, mem))
             }
-            _ if !has_file => {
+            // No file, or none of which the code could be read.
+            _ => {
                 let general = unwinder.rules.without_file(pc, mem);
                 general.and_then(|general| self.step_read(&general, stack, mem))
             }
-            _ => None,
         };
         if let Some((caller, origin)) = read {
             let is_caller = match caller.rip {
@@ -182,17 +175,5 @@ impl Walk {
             below = Some(word);
         }
         None
-    }
-
-    fn return_at(
-        &mut self,
-        at: u64,
-        stack: &mut StackCopy,
-        mem: &mut impl TargetMemory,
-    ) -> Result<Origin, End> {
-        let pc = stack.read_u64(at, mem);
-        let pc = pc.ok_or(End::Truncated(Cut::Unreadable))?;
-        self.cursor.leave_leaf(at, pc);
-        Ok(Origin::StackPointer)
     }
 }

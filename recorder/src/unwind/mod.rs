@@ -31,7 +31,7 @@ use maptrail_tracelog::record::StackNode;
 use maptrail_tracelog::types::ModuleId;
 
 pub use address_map::{AddressMap, Code};
-pub use elf::ModuleFile;
+pub use elf::{ModuleFile, Piece};
 pub use intern::Interner;
 pub use memory::{FIRST_READ, StackCopy, TargetMemory};
 pub use modules::{FileKey, Modules};
@@ -44,6 +44,10 @@ use step::{Cursor, Origin};
 
 /// Frames after which a stack is cut.
 pub const MAX_FRAMES: usize = 2048;
+
+/// The page of the calls that the kernel emulates (`VSYSCALL_ADDR` in asm/vsyscall.h): three functions that
+/// have no frame and return at once.
+const VSYSCALL: std::ops::Range<u64> = 0xffff_ffff_ff60_0000..0xffff_ffff_ff60_1000;
 
 /// How often a stack may go on at a lower address: functions that run on a stack of their own, wherever
 /// that lies, are few in one stack; wrong ones would go round for ever.
@@ -193,7 +197,9 @@ impl Walk {
             }
             return Err(End::Truncated(Cut::NotCode));
         };
-        let rule = if code.module.0 == 0 {
+        let rule = if VSYSCALL.contains(&pc) {
+            &Rule::LEAF
+        } else if code.module.0 == 0 {
             &Rule::Unknown
         } else {
             let svma = lookup.wrapping_sub(code.bias);

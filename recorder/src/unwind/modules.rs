@@ -9,11 +9,11 @@ use std::cell::OnceCell;
 use std::fs::File;
 
 use maptrail_tracelog::record::ModuleKind;
-use maptrail_tracelog::types::ModuleId;
+use maptrail_tracelog::types::{ModuleId, Range};
 use rustc_hash::FxHashMap;
 
 use super::cfi::{Cfi, Entry};
-use super::elf::{Layout, ModuleFile, Source};
+use super::elf::{Layout, ModuleFile, Piece, Source};
 use super::go::{GoTable, Place};
 use super::reading;
 use super::rules::{Cfa, General};
@@ -97,6 +97,31 @@ impl Modules {
         id
     }
 
+    /// Adds a file that could not be opened, as far as it is known.
+    pub fn add_pieces(&mut self, key: FileKey, pieces: Vec<Piece>) -> ModuleId {
+        if let Some(known) = self.find(key) {
+            return known;
+        }
+        let id = self.add(ModuleKind::File, Source::Pieces(pieces.into()));
+        self.files.insert(key, id);
+        id
+    }
+
+    /// Whether a module is an ELF file.
+    #[must_use]
+    pub fn is_elf(&self, module: ModuleId) -> bool {
+        self.get(module)
+            .is_some_and(|module| module.layout.is_some())
+    }
+
+    /// Whether a module that was loaded with this `bias` has its code in `range`, all of it.
+    #[must_use]
+    pub fn has_text(&self, module: ModuleId, bias: u64, range: Range) -> bool {
+        let layout = self.get(module).and_then(|m| m.layout.as_ref());
+        let svma = range.start.0.wrapping_sub(bias);
+        layout.is_some_and(|layout| layout.is_text(svma, range.len()))
+    }
+
     /// Tells where a module's file was seen, so that its separate debug file is found if it is needed.
     pub fn was_seen_at(&mut self, module: ModuleId, whereabouts: Whereabouts) {
         let index = (module.0 as usize).wrapping_sub(1);
@@ -157,7 +182,7 @@ impl Modules {
             .enumerate()
             .filter_map(|(index, module)| match &module.source {
                 Source::File(file) => Some((id_of(index), file.file())),
-                Source::Memory(_) => None,
+                Source::Memory(_) | Source::Pieces(_) => None,
             })
     }
 

@@ -49,6 +49,15 @@ pub(super) enum Rule {
     Read(u32),
 }
 
+impl Rule {
+    /// Of functions that have no frame.
+    pub const LEAF: Rule = Rule::Usual(Usual {
+        cfa_register: dwarf::RSP as u8,
+        cfa_offset: 8,
+        saved: [0; 6],
+    });
+}
+
 /// The return address at CFA-8; nothing but preserved registers saved.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Usual {

@@ -200,10 +200,4 @@ impl Cursor {
         caller.set(dwarf::RSP, Some(at.wrapping_add(8)));
         caller
     }
-
-    /// Out of a function without a frame: all registers but the stack pointer are its caller's.
-    pub fn leave_leaf(&mut self, at: u64, return_address: u64) {
-        self.set(dwarf::RSP, Some(at.wrapping_add(8)));
-        self.rip = return_address;
-    }
 }

@@ -269,6 +269,33 @@ fn cplusplus_handlers_and_destructors() {
     assert_eq!(stack.end, End::Root);
 }
 
+/// The kernel emulates three old calls, and a bad pointer to one of them is a fault in the middle of nowhere.
+#[test]
+fn through_a_call_that_the_kernel_emulates() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    if !maps.contains("[vsyscall]") {
+        eprintln!("SKIPPED: this kernel emulates no calls (vsyscall=none)");
+        return;
+    }
+    let main = "
+        static void handler(int s) { one = plain(3) + s; }
+        FUNCTION calls(long *bad) {
+            return ((long (*)(long *))0xffffffffff600400)(bad) + one;
+        }
+        int main(void) {
+            signal(SIGSEGV, handler);
+            return calls((long *)16) + one;
+        }";
+    let program = build("gcc", "chain-vsyscall", &format!("{CHAIN}{main}"), &["-O2"]);
+    let victim = Victim::start(&mut Command::new(program));
+    let stack = victim.unwind(victim.pid);
+    check(
+        &stack,
+        "chain-vsyscall",
+        &["handler", "calls", "main", "_start"],
+    );
+}
+
 /// The same chain with its unwind information in other places.
 #[test]
 fn unwind_information_elsewhere() {
@@ -278,6 +305,10 @@ fn unwind_information_elsewhere() {
         (
             "chain-debug-frame",
             &["-O2", "-g", "-fno-asynchronous-unwind-tables"],
+        ),
+        (
+            "chain-compressed",
+            &["-O2", "-g", "-gz=zlib", "-fno-asynchronous-unwind-tables"],
         ),
     ] {
         let program = build("gcc", name, &source, flags);
