@@ -192,6 +192,7 @@ impl Modules {
         for module in &self.modules {
             if let Some(layout) = &module.layout {
                 module.cfi.get_or_init(|| Cfi::load(&module.source, layout));
+                module.go();
             }
         }
     }

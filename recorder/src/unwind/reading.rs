@@ -609,3 +609,131 @@ impl<'a> Reading<'a> {
         (!instruction.is_invalid()).then_some(instruction)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Code at address 0x1000.
+    fn code(bytes: &[u8]) -> impl FnMut(u64, &mut [u8]) -> usize {
+        move |address, buf| {
+            let at = address
+                .checked_sub(0x1000)
+                .map_or(usize::MAX, |at| at as usize);
+            let rest = bytes.get(at..).unwrap_or_default();
+            let n = rest.len().min(buf.len());
+            buf[..n].copy_from_slice(&rest[..n]);
+            n
+        }
+    }
+
+    fn shown(rule: Option<General>) -> String {
+        let Some(rule) = rule else {
+            return "nothing".into();
+        };
+        let saved = rule
+            .registers
+            .iter()
+            .map(|(r, saved)| format!(" r{r}={saved:?}"));
+        let saved: String = saved.collect();
+        format!("{:?} ra={:?}{saved}", rule.cfa, rule.return_address)
+    }
+
+    #[test]
+    fn a_frame_is_the_same_from_both_ends() {
+        let function = [
+            0x53, // push %rbx
+            0x55, // push %rbp
+            0x48, 0x83, 0xec, 0x18, // sub $0x18,%rsp
+            0x31, 0xdb, // xor %ebx,%ebx
+            0x48, 0x89, 0xfd, // mov %rdi,%rbp
+            0xe8, 0, 0, 0, 0, // call
+            0x48, 0x83, 0xc4, 0x18, // add $0x18,%rsp
+            0x5d, // pop %rbp
+            0x5b, // pop %rbx
+            0xc3, // ret
+        ];
+        let pc = 0x1010;
+        assert_eq!(
+            shown(from_start(&mut code(&function), 0x1000, pc, true)),
+            "Register(7, 48) ra=AtCfa(-8) r3=AtCfa(-16) r6=AtCfa(-24)"
+        );
+        assert_eq!(
+            shown(to_return(&mut code(&function), pc)),
+            "Register(7, 48) ra=At(7, 40) r3=At(7, 32) r6=At(7, 24)"
+        );
+        // In between, a word more or less.
+        assert_eq!(
+            shown(from_start(&mut code(&function), 0x1000, 0x1001, false)),
+            "Register(7, 16) ra=AtCfa(-8)"
+        );
+        assert_eq!(
+            shown(to_return(&mut code(&function), 0x1015)),
+            "Register(7, 16) ra=At(7, 8) r3=At(7, 0)"
+        );
+    }
+
+    #[test]
+    fn frame_pointers_find_what_the_stack_pointer_lost() {
+        let function = [
+            0x55, // push %rbp
+            0x48, 0x89, 0xe5, // mov %rsp,%rbp
+            0x48, 0x83, 0xe4, 0xe0, // and $-32,%rsp
+            0xff, 0xd0, // call *%rax
+            0xc9, // leave
+            0xc3, // ret
+        ];
+        assert_eq!(
+            shown(from_start(&mut code(&function), 0x1000, 0x100a, true)),
+            "Register(6, 16) ra=AtCfa(-8) r6=AtCfa(-16)"
+        );
+        assert_eq!(
+            shown(to_return(&mut code(&function), 0x100a)),
+            "Register(6, 16) ra=At(6, 8) r6=At(6, 0)"
+        );
+    }
+
+    #[test]
+    fn what_does_not_return_says_nothing() {
+        // call; ud2 — call, padding, and the next function — a loop.
+        for endless in [
+            &[0xe8, 0, 0, 0, 0, 0x0f, 0x0b][..],
+            &[
+                0xe8, 0, 0, 0, 0, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
+                0xc3,
+            ],
+            &[0x90, 0xeb, 0xfd],
+        ] {
+            assert_eq!(shown(to_return(&mut code(endless), 0x1000)), "nothing");
+        }
+    }
+
+    #[test]
+    fn calls_are_told_from_other_bytes() {
+        assert!(ends_with_call(&[0, 0, 0, 0xe8, 1, 2, 3, 4]));
+        assert!(ends_with_call(&[0, 0, 0, 0, 0, 0, 0xff, 0xd0]));
+        assert!(ends_with_call(&[0, 0, 0, 0, 0, 0x41, 0xff, 0xd3]));
+        assert!(ends_with_call(&[0, 0, 0xff, 0x15, 1, 2, 3, 4]));
+        assert!(!ends_with_call(&[0, 0, 0, 0, 0, 0, 0, 0xc3]));
+        assert!(!ends_with_call(&[0x90; 8]));
+    }
+
+    #[test]
+    fn any_bytes_are_read_to_some_end() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..2000 {
+            let bytes: Vec<u8> = std::iter::repeat_with(|| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 24) as u8
+            })
+            .take(512)
+            .collect();
+            shown(to_return(&mut code(&bytes), 0x1000));
+            shown(from_start(&mut code(&bytes), 0x1000, 0x1100, false));
+            exits(&mut code(&bytes), 0x1000);
+            end_of(&mut code(&bytes), 0x1000);
+        }
+    }
+}

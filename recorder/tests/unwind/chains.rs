@@ -317,6 +317,77 @@ fn unwind_information_elsewhere() {
     }
 }
 
+/// Runs a command of binutils.
+fn run(program: &str, arguments: &[&std::ffi::OsStr]) {
+    let status = Command::new(program).args(arguments).status();
+    let status = status.unwrap_or_else(|e| panic!("{program} is needed for this test: {e}"));
+    assert!(status.success(), "{program} {arguments:?}");
+}
+
+/// Unwind information that was taken out of the program and put beside it.
+#[test]
+fn unwind_information_in_a_separate_file() {
+    let source = format!("{CHAIN}{MAIN}");
+    for (name, id) in [("chain-by-sum", "none"), ("chain-by-id", "sha1")] {
+        let build_id = format!("-Wl,--build-id={id}");
+        let flags = ["-O2", "-g", "-fno-asynchronous-unwind-tables", &build_id];
+        let program = build("gcc", name, &source, &flags);
+        let dir = program.parent().unwrap().join(".debug");
+        std::fs::create_dir_all(&dir).unwrap();
+        let separate = dir.join(format!("{name}.debug"));
+        let path = program.as_os_str();
+        run(
+            "objcopy",
+            &["--only-keep-debug".as_ref(), path, separate.as_os_str()],
+        );
+        let mut link = std::ffi::OsString::from("--add-gnu-debuglink=");
+        link.push(&separate);
+        run("objcopy", &["--strip-debug".as_ref(), &link, path]);
+        let victim = Victim::start(&mut Command::new(&program));
+        check(&victim.unwind(victim.pid), name, &["main", "_start"]);
+        // A file that is not the one that was linked to is not believed.
+        std::fs::write(&separate, b"something else").unwrap();
+        assert!(guessed(&victim.unwind(victim.pid)) > 0);
+    }
+}
+
+/// What no unwind information describes is read from the code, from where functions begin or, without
+/// symbols, to where they return.
+#[test]
+fn code_that_is_read() {
+    let source = format!("{CHAIN}{MAIN}");
+    for level in ["-O0", "-O1", "-O2", "-O3", "-Os"] {
+        let name = format!("chain-read{level}");
+        let flags = [
+            level,
+            "-fomit-frame-pointer",
+            "-fno-asynchronous-unwind-tables",
+            "-fno-unwind-tables",
+        ];
+        let program = build("gcc", &name, &source, &flags);
+        let victim = Victim::start(&mut Command::new(&program));
+        let stack = victim.unwind(victim.pid);
+        let mut expected = chain();
+        expected.extend(["main", "_start"]);
+        assert_eq!(stack.names_in(&name), expected, "\n{stack}");
+        assert_eq!(stack.end, End::Root, "\n{stack}");
+        // Every frame but the innermost in libc, the innermost here, and those outside of main.
+        assert_eq!(guessed(&stack), chain().len() + 1, "\n{stack}");
+
+        let stripped = program.with_extension("stripped");
+        run(
+            "strip",
+            &["-o".as_ref(), stripped.as_os_str(), program.as_os_str()],
+        );
+        let victim = Victim::start(&mut Command::new(&stripped));
+        let nameless = victim.unwind(victim.pid);
+        let places =
+            |stack: &Stack| -> Vec<u64> { stack.frames.iter().map(|frame| frame.offset).collect() };
+        assert_eq!(places(&nameless), places(&stack), "\n{nameless}\n{stack}");
+        assert_eq!(nameless.end, End::Root, "\n{nameless}");
+    }
+}
+
 /// Without unwind information the frame pointers lead on, and the frames say that they are guesses.
 #[test]
 fn code_without_unwind_information() {

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use maptrail_recorder::unwind::{
-    AddressMap, End, FileKey, Frame, Regs, StackCopy, TargetMemory, Unwinder,
+    AddressMap, End, FileKey, Frame, Regs, StackCopy, TargetMemory, Unwinder, Whereabouts,
 };
 use maptrail_tracelog::record::StackNode;
-use maptrail_tracelog::types::{Addr, ModuleId, Range};
+use maptrail_tracelog::types::{Addr, ModuleId, Range, Tid};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
@@ -159,7 +159,13 @@ impl Victim {
                     dev: (0, u32::try_from(meta.dev()).unwrap()),
                     inode: meta.ino(),
                 };
-                unwinder.modules.add_file(key, file)
+                let module = unwinder.modules.add_file(key, file);
+                let seen = Whereabouts {
+                    tid: Tid(self.pid.as_raw().cast_unsigned()),
+                    path: line.path.clone(),
+                };
+                unwinder.modules.was_seen_at(module, seen);
+                module
             } else if line.path == "[vdso]" {
                 let mut bytes = vec![0; line.range.len() as usize];
                 let n = Remote(self.pid).read(line.range.start.0, &mut bytes);
