@@ -197,15 +197,14 @@ impl Walk {
             }
             return Err(End::Truncated(Cut::NotCode));
         };
-        let rule = if VSYSCALL.contains(&pc) {
-            &Rule::LEAF
-        } else if code.module.0 == 0 {
-            &Rule::Unknown
-        } else {
+        let rule = if code.module.0 != 0 {
             let svma = lookup.wrapping_sub(code.bias);
-            unwinder
-                .rules
-                .at(&unwinder.modules, code.module, svma, !exact)
+            let rules = &mut unwinder.rules;
+            rules.at(&unwinder.modules, code.module, svma, !exact)
+        } else if VSYSCALL.contains(&pc) {
+            &Rule::LEAF
+        } else {
+            &Rule::Unknown
         };
         let mut frame = Frame {
             module: code.module,
