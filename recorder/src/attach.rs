@@ -150,6 +150,7 @@ fn wait_for(
         interrupted: false,
         report: None,
         modules: Vec::new(),
+        perf_maps: Vec::new(),
     };
     let (mut asked, mut refused) = (false, None);
     // When the tracer is gone the program is as it was before.
@@ -177,6 +178,7 @@ fn wait_for(
             Heard::Note(text) => warn(&text),
             Heard::Started(text) => tell(&text),
             Heard::Modules(batch) => recording.modules.extend(batch),
+            Heard::PerfMaps(batch) => recording.perf_maps.extend(batch),
             Heard::Done(done) => recording.report = Some(done),
             Heard::Refused(cause) => {
                 refused = Some(cause);

@@ -1,5 +1,5 @@
 //! What the tracer's process tells the front process (the one that the user started): remarks while
-//! it runs, and a report with the modules' descriptors when the log is complete.
+//! it runs, and a report with the descriptors of modules and perf maps when the log is complete.
 //!
 //! The tracer never waits for the front process, which job control may have stopped: a message that
 //! does not fit into the socket is dropped, and the first [`MAX_NOTES`] remarks always fit.
@@ -11,12 +11,13 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use bincode::config::standard;
 use bincode::{Decode, Encode};
 use maptrail_tracelog::record::Mechanism;
-use maptrail_tracelog::types::ModuleId;
+use maptrail_tracelog::types::{ModuleId, SpaceId};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
 };
 
+use crate::perf_map::PerfMap;
 use crate::sys::open::received_file;
 
 /// Remarks that are handed on; the log holds all of them.
@@ -63,6 +64,8 @@ pub struct Recording {
     pub report: Option<Report>,
     /// Modules that frames lie in, as they were when they were mapped.
     pub modules: Vec<(ModuleId, File)>,
+    /// What just-in-time compilers wrote down of their code.
+    pub perf_maps: Vec<PerfMap>,
 }
 
 #[derive(Encode, Decode)]
@@ -71,6 +74,8 @@ enum Message {
     Started(String),
     /// As many descriptors as ids come with it.
     Modules(Vec<u32>),
+    /// The space and the length of each; as many descriptors come with it.
+    PerfMaps(Vec<(u32, u64)>),
     Done(Report),
     Refused(String),
 }
@@ -83,6 +88,8 @@ pub enum Heard {
     Started(String),
     /// Open files of modules.
     Modules(Vec<(ModuleId, File)>),
+    /// Open perf maps.
+    PerfMaps(Vec<PerfMap>),
     /// The log is complete.
     Done(Report),
     /// Nothing was recorded, for this reason.
@@ -152,12 +159,18 @@ impl ToFront {
         &mut self,
         report: &Report,
         modules: impl Iterator<Item = (ModuleId, &'a File)>,
+        perf_maps: &[PerfMap],
     ) {
         let modules: Vec<_> = modules.collect();
         for batch in modules.chunks(BATCH) {
             let ids = batch.iter().map(|(id, _)| id.0).collect();
             let fds: Vec<RawFd> = batch.iter().map(|(_, file)| file.as_raw_fd()).collect();
             self.send(&Message::Modules(ids), &fds);
+        }
+        for batch in perf_maps.chunks(BATCH) {
+            let what = batch.iter().map(|map| (map.space.0, map.length)).collect();
+            let fds: Vec<RawFd> = batch.iter().map(|map| map.file.as_raw_fd()).collect();
+            self.send(&Message::PerfMaps(what), &fds);
         }
         self.send(&Message::Done(report.clone()), &[]);
     }
@@ -219,6 +232,14 @@ impl FromTracer {
             Message::Started(text) => Heard::Started(text),
             Message::Modules(ids) => {
                 Heard::Modules(ids.into_iter().map(ModuleId).zip(files).collect())
+            }
+            Message::PerfMaps(what) => {
+                let map = |((space, length), file)| PerfMap {
+                    space: SpaceId(space),
+                    file,
+                    length,
+                };
+                Heard::PerfMaps(what.into_iter().zip(files).map(map).collect())
             }
             Message::Done(report) => Heard::Done(report),
             Message::Refused(cause) => Heard::Refused(cause),

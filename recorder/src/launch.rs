@@ -242,6 +242,7 @@ impl Front {
         let mut report = None;
         let mut interrupted = false;
         let mut modules = Vec::new();
+        let mut perf_maps = Vec::new();
         while ended.is_none() || (report.is_none() && tracer_lives && !interrupted) {
             let mut fds: Vec<&dyn AsRawFd> = vec![&signals];
             if tracer_lives {
@@ -257,6 +258,7 @@ impl Front {
                 match from_tracer.hear().map_err(Error::system("recvmsg"))? {
                     Heard::Note(text) | Heard::Started(text) => say(&text),
                     Heard::Modules(batch) => modules.extend(batch),
+                    Heard::PerfMaps(batch) => perf_maps.extend(batch),
                     Heard::Done(done) => report = Some(done),
                     Heard::Refused(cause) => {
                         spawn::kill(self.program, libc::SIGKILL);
@@ -319,6 +321,7 @@ impl Front {
             interrupted: interrupted && report.is_none(),
             report,
             modules,
+            perf_maps,
         };
         Ok((ended.unwrap_or(Ended::Killed(libc::SIGKILL)), recording))
     }

@@ -14,6 +14,7 @@
 //! mechanism   how stops are made: the seccomp filter
 //! unwind      from registers and stack memory to frames
 //! code, maps, residency, proc    what the kernel says of a space
+//! perf_map    what a just-in-time compiler says of its code
 //! patience    questions that a recorded process may have to answer
 //! journal     from the tracer to the log's file
 //! front       from the tracer to the process that the user started
@@ -36,6 +37,7 @@ mod launch;
 mod maps;
 mod mechanism;
 mod patience;
+mod perf_map;
 mod proc;
 mod refusal;
 mod residency;
@@ -54,4 +56,5 @@ pub use front::{Recording, Report};
 pub use glob::Pattern;
 pub use journal::create;
 pub use launch::{Ended, Options, find_program, record};
+pub use perf_map::PerfMap;
 pub use target::{Choice, Target};

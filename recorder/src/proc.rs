@@ -26,6 +26,14 @@ pub fn process_of(tid: Tid) -> Option<Pid> {
     status_field(tid, "Tgid")?.parse().ok().map(Pid)
 }
 
+/// The pid that a thread's process itself sees: that of the innermost pid namespace.
+#[must_use]
+pub fn pid_inside(tid: Tid) -> Option<Pid> {
+    let status = Status::of(tid);
+    let pids = status.field("NStgid").or_else(|| status.field("Tgid"))?;
+    pids.split_whitespace().last()?.parse().ok().map(Pid)
+}
+
 /// The effective user id.
 #[must_use]
 pub fn effective_uid(tid: Tid) -> Option<u32> {
@@ -357,6 +365,7 @@ mod tests {
     fn facts_of_this_process() {
         let me = Tid(std::process::id());
         assert_eq!(process_of(me), Some(Pid(me.0)));
+        assert_eq!(pid_inside(me), Some(Pid(me.0)));
         assert!(!comm(me).is_empty());
         assert_ne!(start_brk(me), Addr(0));
         let (exe, argv) = program(me);

@@ -1,7 +1,7 @@
 //! What `record` and `attach` share: where the log goes, and what is done when it is written.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use maptrail_recorder::{Error, Recording, create};
-use maptrail_replay::symbols::name_log;
+use maptrail_replay::symbols::{name_jit_code, name_log};
 use maptrail_replay::views::text::{count, seconds};
 use maptrail_tracelog::types::{ModuleId, Nanos};
 
@@ -166,13 +166,16 @@ pub fn output_failure(recording: &Recording) -> Option<&str> {
     recording.report.as_ref()?.output_failure.as_deref()
 }
 
-/// Adds names to the log, from the very files that ran.
+/// Adds names to the log, from the very files that ran, and from what just-in-time compilers wrote.
 fn write_names(path: &Path, recording: &Recording) {
     let opened = |id: ModuleId| {
         let (_, file) = recording.modules.iter().find(|(module, _)| *module == id)?;
         Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
     };
-    if let Err(error) = name_log(path, opened) {
+    let maps = recording.perf_maps.iter();
+    let maps = maps.map(|map| (map.space, (&map.file).take(map.length)));
+    let named = name_log(path, opened).and_then(|_| name_jit_code(path, maps));
+    if let Err(error) = named {
         let error = anyhow::Error::new(error);
         output::warn(&format!(
             "the log has no names of functions, they are looked up when it is read: {error:#}"

@@ -8,7 +8,9 @@ use std::process::Command;
 use crate::common::attach::{Started, assert_free, attach, children_of};
 use crate::common::stage::Stage;
 use crate::common::truth::{functions, stacks};
-use crate::common::{Run, assert_exact, command, have_or_skip, is_root, json, number, skip, until};
+use crate::common::{
+    Run, assert_exact, command, have_or_skip, is_root, json, number, skip, until, victim,
+};
 
 /// A program that leaks for very long, a page each half millisecond.
 const LEAKING: [&str; 4] = ["100000000", "4096", "500", "2"];
@@ -120,15 +122,15 @@ fn inside_a_container() {
     assert!(run.text().contains("TracerPid:\t0\n"), "{}", run.text());
 }
 
-/// Makes a root directory with nothing but the victim, under a path that no other root has, and the
-/// libraries that it needs.
-fn root_directory(stage: &Stage) -> PathBuf {
+/// Makes a root directory with nothing but a program, under a path that no other root has, the libraries
+/// that it needs, and an empty `/tmp`.
+fn root_directory(stage: &Stage, program: &Path) -> PathBuf {
     let root = stage.path("root");
-    for dir in ["app", "old"] {
+    for dir in ["app", "old", "tmp"] {
         fs::create_dir_all(root.join(dir)).expect("a directory");
     }
-    fs::copy(&stage.leaking, root.join("app/leaks_in_a_container")).expect("a copy");
-    let needed = Run::of(&mut command("ldd", [&stage.leaking]));
+    fs::copy(program, root.join("app/leaks_in_a_container")).expect("a copy");
+    let needed = Run::of(&mut command("ldd", [program]));
     let text = needed.text();
     for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
         let copy = root.join(library.trim_start_matches('/'));
@@ -138,25 +140,54 @@ fn root_directory(stage: &Stage) -> PathBuf {
     root
 }
 
-#[test]
-fn from_the_host_into_a_container() {
-    if !namespaces_or_skip() {
-        return;
-    }
-    let stage = Stage::new();
-    let root = root_directory(&stage);
+/// Starts a program in a container with a root directory of its own. Gives what holds the container, and
+/// the program's pid as it is seen here.
+fn contained(stage: &Stage, program: &Path, args: &[&str]) -> (Started, u32) {
+    let root = root_directory(stage, program);
     let script = "mount --bind \"$0\" \"$0\" && cd \"$0\" && pivot_root . old && \
                   exec /app/leaks_in_a_container \"$@\"";
     let mut container = unshared(script);
-    let container = Started::of(container.arg(&root).args(LEAKING), stage.path("output"));
+    let container = Started::of(container.arg(&root).args(args), stage.path("output"));
     let target = until("the victim runs in its container", || {
         children_of(container.pid()).into_iter().find(|child| {
             let name = fs::read_to_string(format!("/proc/{child}/comm"));
             name.is_ok_and(|name| name.starts_with("leaks_in_a"))
         })
     });
+    (container, target)
+}
+
+#[test]
+fn from_the_host_into_a_container() {
+    if !namespaces_or_skip() {
+        return;
+    }
+    let stage = Stage::new();
+    let (_container, target) = contained(&stage, &stage.leaking, &LEAKING);
     let log = stage.path("log");
     let run = Run::of(&mut attach(target, &log, "1s"));
     assert_leak_found(&run, &log);
     assert_free(target, "a window");
+}
+
+#[test]
+fn a_perf_map_of_a_container_is_found_by_the_pid_inside_of_it() {
+    if !namespaces_or_skip() {
+        return;
+    }
+    let stage = Stage::new();
+    let args = ["code_of_a_container", "100000000", "4096", "500"];
+    let (_container, target) = contained(&stage, &victim("jit"), &args);
+    until("it has written its perf map", || {
+        stage.path("root/tmp/perf-1.map").metadata().ok()
+    });
+    let log = stage.path("log");
+    let run = Run::of(&mut attach(target, &log, "1s"));
+    assert_exact(&log, &run.errors());
+    let leaks = json(&log, &["leaks"]);
+    let worst = stacks(&leaks).first().expect("a stack");
+    assert!(
+        functions(worst).any(|f| f == "code_of_a_container"),
+        "{leaks:#}"
+    );
 }

@@ -13,6 +13,7 @@ mod containers;
 mod events;
 mod exact;
 mod harmless;
+mod jit;
 mod jobs;
 mod launch;
 mod leaks;

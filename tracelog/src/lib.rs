@@ -154,7 +154,9 @@
 //! | 15 | [`Untraced`](record::Body::Untraced) | [`Untraced`](record::Untraced) |
 //! | 16 | [`Footprint`](record::Body::Footprint) | [`Footprint`](record::Footprint) |
 //!
-//! **Names** (5), until the section ends: varint length, a [`Name`](record::Name) as a value.
+//! **Names** (5), until the section ends: varint length, a [`Name`](record::Name) as a value. One whose
+//! source is [`Jit`](record::NameSource::Jit) names an absolute address, in one space: stacks are shared by
+//! all spaces, so it is good for the stacks of that space's events only.
 //!
 //! **Index** (6): varint count of blocks, then columns with a row for each block before the index block,
 //! including void ones and earlier indexes: bytes between the end of the block before (12 for the first) and

@@ -535,6 +535,8 @@ pub enum NameSource {
     Symbols,
     /// Only the dynamic symbols were there: the nearest one below, perhaps another function's.
     Dynamic,
+    /// What a just-in-time compiler said of its code in this space, and in no other: the module is 0.
+    Jit(SpaceId),
 }
 
 /// One source-level frame.

@@ -23,6 +23,8 @@ use crate::footprint;
 use crate::front::Report;
 use crate::journal;
 use crate::mechanism;
+use crate::patience::{PATIENCE, within};
+use crate::perf_map::PerfMap;
 use crate::proc::{self, Doing};
 use crate::residency;
 use crate::sys::wait::{self, Event};
@@ -39,7 +41,7 @@ pub struct Leaving {
     why: WindowEnd,
     /// Length of the window, nanoseconds.
     window_ns: u64,
-    pages: Receiver<Residency>,
+    found: Receiver<Found>,
 }
 
 impl Leaving {
@@ -48,6 +50,14 @@ impl Leaving {
     pub fn closed(&self) -> Nanos {
         Nanos(self.window_ns)
     }
+}
+
+/// What was found out beside the threads that were let go.
+enum Found {
+    /// Names of code in no file.
+    PerfMap(PerfMap),
+    /// Pages in RAM.
+    Pages(Residency),
 }
 
 /// The pages of a space, to be looked at.
@@ -61,7 +71,7 @@ impl Tracer {
     /// Takes the last checkpoints and lets `held` go. The log is completed beside that.
     pub(super) fn end(&mut self, why: WindowEnd, held_ns: u64, held: Vec<Stopped>) {
         // No call is recorded from here on.
-        let (to_us, pages) = channel();
+        let (to_us, found) = channel();
         let window_ns = self.now().0;
         self.find_untraced();
         let spaces: Vec<SpaceId> = self.spaces.keys().copied().collect();
@@ -73,10 +83,11 @@ impl Tracer {
         for tid in tids {
             self.abandon_call(tid);
         }
-        let mut looks = Vec::new();
+        let (mut looks, mut places) = (Vec::new(), Vec::new());
         for (id, in_flight) in in_flight {
             if let Some(tid) = self.a_thread_of(id) {
                 looks.extend(self.last_checkpoint(tid, id, in_flight, held_ns));
+                places.extend(self.perf_map_place(tid, id));
             }
             self.define_bases(id);
             let how = SpaceEnd::Window;
@@ -87,7 +98,7 @@ impl Tracer {
         self.window = Window::Leaving(Leaving {
             why,
             window_ns,
-            pages,
+            found,
         });
         self.spaces.clear();
         for thread in self.threads.values_mut() {
@@ -96,12 +107,15 @@ impl Tracer {
         self.let_all_go(held);
         let look = move || {
             timer::block_signals_in_this_thread();
-            for look in looks {
-                let found = residency::pages(&look.pagemap, look.space, &look.vmas, PAGES_BUDGET);
-                if let Ok(found) = found {
-                    // The tracer may have failed meanwhile, and then nobody hears it.
-                    let _ = to_us.send(found);
-                }
+            let maps = places
+                .into_iter()
+                .filter_map(|place| within(PATIENCE, move || place.open())?);
+            let pages = looks.into_iter().filter_map(|look| {
+                residency::pages(&look.pagemap, look.space, &look.vmas, PAGES_BUDGET).ok()
+            });
+            for found in maps.map(Found::PerfMap).chain(pages.map(Found::Pages)) {
+                // The tracer may have failed meanwhile, and then nobody hears it.
+                let _ = to_us.send(found);
             }
             drop(to_us);
             // The tracer waits for stops.
@@ -190,9 +204,9 @@ impl Tracer {
         let Window::Leaving(leaving) = &self.window else {
             return;
         };
-        match leaving.pages.try_recv() {
+        match leaving.found.try_recv() {
             Ok(found) => {
-                self.record(Body::Residency(found));
+                self.take_in(found);
                 self.complete_if_looked();
             }
             Err(TryRecvError::Empty) => {}
@@ -200,11 +214,18 @@ impl Tracer {
         }
     }
 
+    fn take_in(&mut self, found: Found) {
+        match found {
+            Found::PerfMap(map) => self.perf_maps.push(map),
+            Found::Pages(pages) => self.record(Body::Residency(pages)),
+        }
+    }
+
     /// Waits for that. For when there is nobody left to serve.
     pub(super) fn complete_now(&mut self) {
         while let Window::Leaving(leaving) = &self.window {
-            match leaving.pages.recv() {
-                Ok(found) => self.record(Body::Residency(found)),
+            match leaving.found.recv() {
+                Ok(found) => self.take_in(found),
                 Err(_) => self.complete(),
             }
         }
@@ -280,7 +301,9 @@ impl Tracer {
         let (events, lost, failure) = closing.finish();
         (report.events, report.lost) = (events, lost);
         report.output_failure = failure.or(report.output_failure);
-        self.front.done(&report, self.unwinder.modules.files());
+        let modules = self.unwinder.modules.files();
+        self.front.done(&report, modules, &self.perf_maps);
+        self.perf_maps.clear();
         // What stacks were unwound with keeps files open.
         self.unwinder = Unwinder::new();
         self.rest();

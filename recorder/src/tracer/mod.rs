@@ -43,6 +43,7 @@ use crate::front::{Report, ToFront};
 use crate::journal::{Closing, Journal};
 use crate::maps::FileTable;
 use crate::mechanism;
+use crate::perf_map::PerfMap;
 use crate::proc;
 use crate::sys::guard::Guard;
 use crate::sys::ptrace::{Resume, StopError, Stopped};
@@ -146,6 +147,8 @@ pub struct Tracer {
     files: FileTable,
     code: CodeLog,
     unwinder: Unwinder,
+    /// Of spaces that ended, or that were looked at for the last time.
+    perf_maps: Vec<PerfMap>,
     stacks: Interner,
     stack: StackCopy,
     frames: Vec<Frame>,
@@ -200,6 +203,7 @@ impl Tracer {
             files: FileTable::default(),
             code: CodeLog::default(),
             unwinder: Unwinder::new(),
+            perf_maps: Vec::new(),
             stacks: Interner::new(),
             stack: StackCopy::new(),
             frames: Vec::with_capacity(crate::unwind::MAX_FRAMES),

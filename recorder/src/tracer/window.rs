@@ -16,6 +16,8 @@ use super::leaving::Leaving;
 use super::opening::{ENDED, GONE, Opening};
 use super::state::Pending;
 use super::{Stop, Stopped, Tracer};
+use crate::patience::{PATIENCE, within};
+use crate::perf_map;
 use crate::proc;
 use crate::residency;
 
@@ -215,6 +217,10 @@ impl Tracer {
         if let Ok(sample) = residency::rss(tid) {
             self.record(Body::Rss(id, sample));
         }
+        if let Some(place) = self.perf_map_place(tid, id) {
+            let map = within(PATIENCE, move || place.open());
+            self.perf_maps.extend(map.flatten());
+        }
         // Those of a running program do not wait for a child's end.
         let budget = match self.task.attached {
             Some(_) => SHORT_BUDGET,
@@ -223,6 +229,13 @@ impl Tracer {
         if let Some(pages) = vmas.and_then(|vmas| resident_pages(tid, id, &vmas, budget)) {
             self.record(Body::Residency(pages));
         }
+    }
+
+    /// Where a just-in-time compiler of a space may have written down what its code is.
+    pub(super) fn perf_map_place(&self, tid: Tid, id: SpaceId) -> Option<perf_map::Place> {
+        let space = self.spaces.get(&id)?;
+        let room = self.perf_maps.len() < perf_map::MOST;
+        room.then(|| perf_map::Place::of(tid, id, &space.code))?
     }
 
     /// The program has ended; its children may go on.

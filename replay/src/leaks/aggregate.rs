@@ -375,6 +375,7 @@ impl Aggregator {
                 last_s: tally.last.as_secs_f64(),
                 median_bytes: tally.sizes.median(),
                 spaces: 1,
+                space: Some(moment.space),
             };
             match self.rows.entry(subject) {
                 Entry::Occupied(entry) => merge(entry.into_mut(), row),
@@ -502,6 +503,7 @@ fn merge(row: &mut Row, other: Row) {
         row.median_bytes
     };
     row.spaces += other.spaces;
+    row.space = None;
     match other.verdict.cmp(&row.verdict) {
         std::cmp::Ordering::Less => {
             row.verdict = other.verdict;

@@ -7,7 +7,7 @@ mod aggregate;
 mod verdict;
 
 use maptrail_tracelog::calls::Call;
-use maptrail_tracelog::types::{ModuleId, Nanos, StackId, ThreadIx};
+use maptrail_tracelog::types::{ModuleId, Nanos, SpaceId, StackId, ThreadIx};
 use serde::Serialize;
 
 use crate::Error;
@@ -132,6 +132,8 @@ pub struct Row {
     pub median_bytes: u64,
     /// Spaces in which it mapped.
     pub spaces: u64,
+    /// Which, if it was one.
+    pub space: Option<SpaceId>,
 }
 
 /// The answer.

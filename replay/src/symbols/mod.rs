@@ -7,6 +7,7 @@
 
 mod demangle;
 mod elf;
+mod jit;
 pub(crate) mod libraries;
 mod name_log;
 mod names;
@@ -22,6 +23,7 @@ use maptrail_tracelog::record::{FileInfo, ModuleInfo, ModuleKind, Name, NameSour
 use maptrail_tracelog::types::ModuleId;
 use rustc_hash::FxHashMap;
 
+pub use jit::name_jit_code;
 pub use name_log::{NameLogError, Named, name_log};
 pub use names::{Frame, Names, path_of};
 

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use maptrail_tracelog::record::{Name, NameSource, StackNode};
-use maptrail_tracelog::types::{ModuleId, StackId};
+use maptrail_tracelog::types::{ModuleId, SpaceId, StackId};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
@@ -16,7 +16,8 @@ use crate::world::World;
 pub struct Frame {
     /// The function, demangled; `null` if no name is known.
     pub function: Option<String>,
-    /// The file that the code lies in, or `[vdso]` and the like; empty for code in no file.
+    /// The file that the code lies in, or `[vdso]` and the like; empty for code in no file, such as
+    /// that of a just-in-time compiler.
     pub module: String,
     /// The source file.
     pub file: Option<String>,
@@ -40,10 +41,13 @@ fn hex<S: serde::Serializer>(value: &u64, s: S) -> Result<S::Ok, S::Error> {
 }
 
 impl Frame {
-    /// The module's file name without its folder.
+    /// The module's file name without its folder; `JIT` for code in no file.
     #[must_use]
     pub fn module_name(&self) -> &str {
-        self.module.rsplit('/').next().unwrap_or(&self.module)
+        match self.module.rsplit('/').next() {
+            None | Some("") => "JIT",
+            Some(name) => name,
+        }
     }
 
     /// Whether it lies in libc, the loader or an allocator: on the way, rarely the cause.
@@ -173,6 +177,8 @@ pub fn path_of(frames: &[Frame]) -> Option<String> {
 #[derive(Debug)]
 pub struct Names {
     known: FxHashMap<(ModuleId, u64), Name>,
+    /// Of code in no file: which name holds where.
+    jit: FxHashMap<u64, Vec<(SpaceId, Name)>>,
     symboliser: Option<Symboliser>,
 }
 
@@ -180,14 +186,19 @@ impl Names {
     /// Names from the log alone.
     #[must_use]
     pub fn from_log(names: Vec<Name>) -> Names {
-        let known = names
-            .into_iter()
-            .map(|name| ((name.module, name.lookup), name))
-            .collect();
-        Names {
-            known,
+        let mut all = Names {
+            known: FxHashMap::default(),
+            jit: FxHashMap::default(),
             symboliser: None,
+        };
+        for name in names {
+            if let NameSource::Jit(space) = name.source {
+                all.jit.entry(name.lookup).or_default().push((space, name));
+            } else {
+                all.known.insert((name.module, name.lookup), name);
+            }
         }
+        all
     }
 
     /// Names from the log, and what it lacks from the modules' files, if this machine has the same.
@@ -199,22 +210,30 @@ impl Names {
         }
     }
 
-    /// The frames of a stack, innermost first; none if no stack was taken.
-    pub fn stack(&mut self, world: &World, stack: StackId) -> Vec<Frame> {
+    /// The frames of a stack of `space`'s, innermost first; none if no stack was taken. Without a
+    /// space it is that of several: code in no file has a name then if they do not contradict each
+    /// other.
+    pub fn stack(&mut self, world: &World, stack: StackId, space: Option<SpaceId>) -> Vec<Frame> {
         let mut frames = Vec::new();
         for node in world.frames(stack) {
-            self.push_frames(world, node, &mut frames);
+            self.push_frames(world, node, space, &mut frames);
         }
         frames
     }
 
-    /// What to call a stack in one word: its innermost frame that tells something.
-    pub fn label(&mut self, world: &World, stack: StackId) -> Option<String> {
-        let frames = self.stack(world, stack);
+    /// What to call a stack of `space`'s in one word: its innermost frame that tells something.
+    pub fn label(&mut self, world: &World, stack: StackId, space: SpaceId) -> Option<String> {
+        let frames = self.stack(world, stack, Some(space));
         telling(&frames).first().map(|frame| frame.label())
     }
 
-    fn push_frames(&mut self, world: &World, node: &StackNode, frames: &mut Vec<Frame>) {
+    fn push_frames(
+        &mut self,
+        world: &World,
+        node: &StackNode,
+        space: Option<SpaceId>,
+        frames: &mut Vec<Frame>,
+    ) {
         let info = world.module(node.module);
         let module = info.map_or("", |m| world.files.path(m.file));
         let bare = Frame {
@@ -228,7 +247,10 @@ impl Names {
             guessed: node.flags & StackNode::GUESSED != 0,
             truncated: false,
         };
-        let name = self.name(world, node);
+        let name = match node.module {
+            ModuleId(0) => self.jit_name(node.lookup(), space),
+            _ => self.name(world, node),
+        };
         match name.filter(|n| !n.frames.is_empty()) {
             None => frames.push(bare),
             Some(name) => {
@@ -249,6 +271,17 @@ impl Names {
             outermost.truncated =
                 node.flags & StackNode::TRUNCATED != 0 && !outermost.is_thread_root();
         }
+    }
+
+    fn jit_name(&self, lookup: u64, space: Option<SpaceId>) -> Option<&Name> {
+        let names = self.jit.get(&lookup)?;
+        let Some(space) = space else {
+            let ((_, first), others) = names.split_first()?;
+            let same = |(_, name): &(SpaceId, Name)| name.frames == first.frames;
+            return others.iter().all(same).then_some(first);
+        };
+        let of_space = names.iter().find(|(of, _)| *of == space);
+        of_space.map(|(_, name)| name)
     }
 
     fn name(&mut self, world: &World, node: &StackNode) -> Option<&Name> {
@@ -360,7 +393,7 @@ mod tests {
                 source: NameSource::Symbols,
                 frames: vec![named],
             };
-            let frames = Names::from_log(vec![name]).stack(&world, StackId(1));
+            let frames = Names::from_log(vec![name]).stack(&world, StackId(1), None);
             frames.iter().map(|f| f.truncated).collect::<Vec<_>>()
         };
         assert_eq!(truncated("_start"), [false]);

@@ -72,7 +72,7 @@ impl BirthView {
             tid: thread.map_or(Tid(0), |t| t.tid),
             thread: thread.map_or_else(String::new, |t| t.name.clone()),
             stack: birth.stack,
-            function: names.label(world, birth.stack),
+            function: names.label(world, birth.stack, birth.space),
         }
     }
 }

@@ -93,7 +93,7 @@ impl<'a> Timeline<'a> {
                 stack: s.stack,
                 peak_bytes: s.peak_bytes,
                 held_bytes: &s.held_bytes,
-                frames: names.stack(world, s.stack),
+                frames: names.stack(world, s.stack, None),
             })
             .collect();
         Timeline {

@@ -261,7 +261,7 @@ impl CallView {
             tid: thread.map_or(Tid(0), |t| t.tid),
             thread: thread.map_or_else(String::new, |t| t.name.clone()),
             stack: event.stack,
-            frames: names.stack(world, event.stack),
+            frames: names.stack(world, event.stack, Some(event.space)),
         }
     }
 }

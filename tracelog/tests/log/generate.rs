@@ -369,7 +369,11 @@ pub fn name() -> impl Strategy<Value = Name> {
             line,
         },
     );
-    let sources = select(vec![NameSource::Symbols, NameSource::Dynamic]);
+    let sources = prop_oneof![
+        Just(NameSource::Symbols),
+        Just(NameSource::Dynamic),
+        small().prop_map(|space| NameSource::Jit(SpaceId(space))),
+    ];
     (small(), number(), sources, vec(frame, 0..3)).prop_map(|(module, lookup, source, frames)| {
         Name {
             module: ModuleId(module),

@@ -179,7 +179,7 @@ fn an_unknown_source_of_a_name_costs_that_name_only() {
     // Length, module, lookup, source, no frames.
     let second = start + RECORDS + 5;
     assert_eq!(bytes[second..second + 5], [4, 1, 8, 1, 0]);
-    bytes[second + 3] = 2;
+    bytes[second + 3] = 3;
     reseal(&mut bytes, start);
     let mut reader = LogReader::open(Cursor::new(&bytes[..])).unwrap();
     for _ in 0..2 {

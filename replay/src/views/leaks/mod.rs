@@ -123,16 +123,16 @@ impl Entry {
             last_s: row.last_s,
             median_bytes: row.median_bytes,
             spaces: row.spaces,
-            label: label(row.subject, world, names),
+            label: label(row, world, names),
             stack,
-            frames: stack.map_or_else(Vec::new, |stack| names.stack(world, stack)),
+            frames: stack.map_or_else(Vec::new, |stack| names.stack(world, stack, row.space)),
         }
     }
 }
 
-fn label(subject: Subject, world: &World, names: &mut Names) -> String {
-    match subject {
-        Subject::Stack(stack) => path_of(&names.stack(world, stack))
+fn label(row: &Row, world: &World, names: &mut Names) -> String {
+    match row.subject {
+        Subject::Stack(stack) => path_of(&names.stack(world, stack, row.space))
             .unwrap_or_else(|| "calls without a stack".to_owned()),
         Subject::Module(id) => match world.module(id) {
             Some(module) => world.files.path(module.file).to_owned(),
