@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use maptrail_replay::symbols::Names;
-use maptrail_replay::views::text::{count, seconds, size};
+use maptrail_replay::views::text::{Screen, count, seconds, size};
 use maptrail_replay::views::when::When;
 use maptrail_tracelog::reader::{LogReader, OpenError};
 use maptrail_tracelog::types::Nanos;
@@ -30,6 +30,26 @@ pub struct JsonArg {
     /// Print JSON (its fields are described in the README)
     #[arg(long)]
     pub json: bool,
+}
+
+/// How much of a stack a command prints for people.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct DepthArg {
+    /// Show so many frames of a stack, innermost first; 0 for all
+    #[arg(long, value_name = "N", default_value_t = Screen::DEPTH)]
+    depth: usize,
+}
+
+impl DepthArg {
+    /// The screen with as much of each stack as was asked for.
+    #[must_use]
+    pub fn on(self, screen: Screen) -> Screen {
+        let depth = match self.depth {
+            0 => usize::MAX,
+            depth => depth,
+        };
+        Screen { depth, ..screen }
+    }
 }
 
 impl LogArg {

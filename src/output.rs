@@ -34,6 +34,7 @@ impl Output {
                     ColorChoice::Never => false,
                 },
                 terminal,
+                depth: Screen::DEPTH,
             },
             out: io::BufWriter::with_capacity(1 << 16, stdout.lock()),
         }

@@ -13,7 +13,7 @@ use maptrail_tracelog::types::Nanos;
 
 use crate::arguments::parse_duration;
 use crate::fail::FailArgs;
-use crate::log::{self, JsonArg, Log, LogArg};
+use crate::log::{self, DepthArg, JsonArg, Log, LogArg};
 use crate::output::{self, Output};
 
 /// Name the call stacks whose mappings are never released
@@ -47,6 +47,9 @@ pub struct Args {
     /// Show all in full, whatever their verdict
     #[arg(long, conflicts_with = "top")]
     all: bool,
+
+    #[command(flatten)]
+    depth: DepthArg,
 
     #[command(flatten)]
     json: JsonArg,
@@ -97,7 +100,7 @@ impl Args {
         };
         output.write(|out, screen| match self.json.json {
             true => write_json(out, &report),
-            false => report.write_text(out, screen, detail),
+            false => report.write_text(out, self.depth.on(screen), detail),
         })?;
         log::warn_if_damaged(&log);
         Ok(self.fail.check(&leaks).unwrap_or(ExitCode::SUCCESS))

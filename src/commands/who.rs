@@ -11,7 +11,7 @@ use maptrail_replay::who::{Question, who};
 use maptrail_tracelog::types::Addr;
 
 use crate::arguments::parse_address;
-use crate::log::{self, JsonArg, LogArg};
+use crate::log::{self, DepthArg, JsonArg, LogArg};
 use crate::output::Output;
 
 /// Show every call that touched an address, from the birth of what is mapped there, through moves
@@ -38,6 +38,9 @@ pub struct Args {
     /// As things stood then: 12.5s from the start, -5s from the end, or an RFC 3339 instant
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     at: Option<When>,
+
+    #[command(flatten)]
+    depth: DepthArg,
 
     #[command(flatten)]
     json: JsonArg,
@@ -74,7 +77,7 @@ impl Args {
         let life = Life::new(self.address, &found, &world, &mut log::names(&mut log)?);
         output.write(|out, screen| match self.json.json {
             true => write_json(out, &life),
-            false => life.write_text(out, screen),
+            false => life.write_text(out, self.depth.on(screen)),
         })?;
         log::warn_if_lost(world.lost);
         log::warn_if_damaged(&log);

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::text::{Paint, Tone, escaped};
+use super::text::{Screen, Tone, escaped, plural};
 use crate::symbols::Frame;
 
 /// Writes the frames, each on a line of its own after `indent`. Frames of libc and of allocators are
@@ -11,16 +11,19 @@ pub fn write_stack(
     out: &mut dyn Write,
     indent: &str,
     frames: &[Frame],
-    paint: Paint,
+    screen: Screen,
 ) -> io::Result<()> {
+    let paint = screen.paint();
     if frames.is_empty() {
-        return writeln!(
-            out,
-            "{indent}{}",
-            paint.tone(Tone::Dim, "(no stack was taken)")
-        );
+        let none = paint.tone(Tone::Dim, "(no stack was taken)");
+        return writeln!(out, "{indent}{none}");
     }
-    for (i, frame) in frames.iter().enumerate() {
+    // One line more is no longer than to say that it is missing.
+    let shown = match frames.len() {
+        all if all <= screen.depth.saturating_add(1) => all,
+        _ => screen.depth,
+    };
+    for (i, frame) in frames.iter().take(shown).enumerate() {
         let tone = if frame.is_plumbing() {
             Tone::Dim
         } else {
@@ -28,10 +31,14 @@ pub fn write_stack(
         };
         let line = format!("#{i:<2} {}", escaped(&line(frame)));
         writeln!(out, "{indent}{}", paint.tone(tone, line))?;
-        if frame.truncated {
-            let rest = "    (the stack goes on; it could not be followed further)";
-            writeln!(out, "{indent}{}", paint.tone(Tone::Dim, rest))?;
-        }
+    }
+    let mut remark = |text: &str| writeln!(out, "{indent}{}", paint.tone(Tone::Dim, text));
+    if let more @ 1.. = frames.len() - shown {
+        let s = plural(more as u64);
+        remark(&format!("    ({more} more frame{s}; --depth 0 shows all)"))?;
+    }
+    if frames.last().is_some_and(|frame| frame.truncated) {
+        remark("    (the stack goes on; it could not be followed further)")?;
     }
     Ok(())
 }
@@ -46,4 +53,67 @@ fn line(frame: &Frame) -> String {
         line.push_str(" [guessed]");
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(number: u64) -> Frame {
+        Frame {
+            function: Some(format!("f{number}")),
+            module: "/usr/bin/program".into(),
+            file: None,
+            line: None,
+            offset: number,
+            near: false,
+            inlined: false,
+            guessed: false,
+            truncated: false,
+        }
+    }
+
+    fn lines(frames: &[Frame], depth: usize) -> Vec<String> {
+        let mut out = Vec::new();
+        let screen = Screen {
+            depth,
+            ..Screen::PLAIN
+        };
+        write_stack(&mut out, "  ", frames, screen).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_is_not_shown_is_counted() {
+        let mut frames: Vec<Frame> = (0..9).map(frame).collect();
+        assert_eq!(lines(&frames, usize::MAX).len(), 9);
+        assert_eq!(lines(&frames, 8).len(), 9);
+        assert_eq!(
+            lines(&frames, 2),
+            [
+                "  #0  f0 (program)",
+                "  #1  f1 (program)",
+                "      (7 more frames; --depth 0 shows all)"
+            ]
+        );
+        frames[8].truncated = true;
+        let cut = "      (the stack goes on; it could not be followed further)";
+        assert_eq!(lines(&frames, 2).last().unwrap(), cut);
+        assert_eq!(lines(&frames, 9).last().unwrap(), cut);
+        assert_eq!(lines(&[], 9), ["  (no stack was taken)"]);
+    }
+
+    #[test]
+    fn how_a_frame_is_known_is_told() {
+        let marked = Frame {
+            guessed: true,
+            inlined: true,
+            ..frame(1)
+        };
+        assert_eq!(
+            lines(&[marked], 1),
+            ["  #0  f1 (program) [inlined] [guessed]"]
+        );
+    }
 }

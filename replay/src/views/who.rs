@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::stack::write_stack;
 use super::strace;
-use super::text::{Paint, Screen, Tone, count, escaped, seconds, size};
+use super::text::{Screen, Tone, count, escaped, seconds, size};
 use crate::maps_at::{Mapped, SpaceMaps};
 use crate::symbols::{Frame, Names};
 use crate::who::{Later, Touch, What, Who};
@@ -120,7 +120,7 @@ impl Life {
                     );
                     writeln!(out, "\n{}", screen.paint().tone(Tone::Strong, more))?;
                 }
-                touch.write_text(out, self.address, &mut shown, screen.paint())?;
+                touch.write_text(out, self.address, &mut shown, screen)?;
             }
         }
         Ok(())
@@ -200,8 +200,9 @@ impl TouchView {
         out: &mut dyn Write,
         asked: Addr,
         shown: &mut FxHashMap<StackId, Nanos>,
-        paint: Paint,
+        screen: Screen,
     ) -> io::Result<()> {
+        let paint = screen.paint();
         let at = seconds(self.t_ns);
         let then = match self.address {
             same if same == asked => String::new(),
@@ -222,7 +223,7 @@ impl TouchView {
                     }
                     _ => {
                         shown.insert(call.stack, self.t_ns);
-                        write_stack(out, "            ", &call.frames, paint)
+                        write_stack(out, "            ", &call.frames, screen)
                     }
                 }
             }

@@ -29,6 +29,7 @@ const TERMINAL: Screen = Screen {
     width: 90,
     colour: true,
     terminal: true,
+    depth: Screen::DEPTH,
 };
 
 type Log = LogReader<Cursor<Vec<u8>>>;

@@ -50,7 +50,7 @@ impl Report {
         write_warning(out, self.untraced_threads, paint)?;
         let in_full = |e: &&Entry| detail == Detail::All || e.verdict == Verdict::Leak;
         for entry in self.stacks.iter().filter(in_full) {
-            entry.write_full(out, paint)?;
+            entry.write_full(out, screen)?;
         }
         let folded: Vec<&Entry> = self.stacks.iter().filter(|e| !in_full(e)).collect();
         self.write_folded(out, &folded, screen)?;
@@ -248,7 +248,8 @@ impl<'a> Folded<'a> {
 
 impl Entry {
     /// The numbers on one line, why, and the frames.
-    fn write_full(&self, out: &mut dyn Write, paint: Paint) -> io::Result<()> {
+    fn write_full(&self, out: &mut dyn Write, screen: Screen) -> io::Result<()> {
+        let paint = screen.paint();
         let tone = match self.verdict {
             Verdict::Leak => Tone::Bad,
             Verdict::Undecided => Tone::Doubtful,
@@ -272,7 +273,7 @@ impl Entry {
             paint.tone(Tone::Dim, escaped(&self.evidence))
         )?;
         match self.stack {
-            Some(_) => write_stack(out, INDENT, &self.frames, paint),
+            Some(_) => write_stack(out, INDENT, &self.frames, screen),
             None => writeln!(out, "{INDENT}{}", escaped(&self.label)),
         }
     }

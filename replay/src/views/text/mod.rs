@@ -23,6 +23,8 @@ pub struct Screen {
     pub colour: bool,
     /// Whether a person looks at a terminal; otherwise a file or a program reads.
     pub terminal: bool,
+    /// So many frames of a stack are shown, and how many there are besides.
+    pub depth: usize,
 }
 
 impl Screen {
@@ -31,7 +33,11 @@ impl Screen {
         width: 100,
         colour: false,
         terminal: false,
+        depth: Screen::DEPTH,
     };
+
+    /// What of a stack fits before the eye.
+    pub const DEPTH: usize = 32;
 
     /// The pen for this screen.
     #[must_use]
