@@ -159,11 +159,20 @@ pub fn path_of(frames: &[Frame]) -> Option<String> {
             None => label,
         }
     };
-    let functions: Vec<String> = telling
+    let mut functions: Vec<String> = telling
         .iter()
         .take(PATH_FRAMES)
         .map(|frame| short(frame))
         .collect();
+    // What a script does says more than how its interpreter does it.
+    let script = telling
+        .iter()
+        .position(|f| f.is_named() && f.module.is_empty());
+    if let Some(script) = script.filter(|at| *at >= PATH_FRAMES) {
+        functions.truncate(PATH_FRAMES - 1);
+        functions.push("…".to_owned());
+        functions.extend(telling.get(script).map(|frame| short(frame)));
+    }
     let functions = functions.join(" ← ");
     Some(if first.is_named() {
         format!("{functions} ({})", first.module_name())
@@ -308,6 +317,7 @@ impl fmt::Display for Frame {
         match (&self.function, self.near) {
             (Some(function), false) => write!(f, "{function} ({})", self.module_name())?,
             (Some(function), true) => write!(f, "{} (near {function})", self.place())?,
+            (None, _) if self.module.is_empty() => write!(f, "{} (code in no file)", self.place())?,
             (None, _) => f.write_str(&self.place())?,
         }
         if let Some(file) = &self.file {
@@ -398,6 +408,75 @@ mod tests {
         };
         assert_eq!(truncated("_start"), [false]);
         assert_eq!(truncated("main"), [true]);
+    }
+
+    #[test]
+    fn a_path_leads_as_far_as_to_a_script() {
+        let node = [
+            "__mmap64@libc.so.6",
+            "node::Allocate@node",
+            "v8::Allocate@node",
+            "v8::Construct@node",
+            "JS:^decode@",
+            "JS:^serve@",
+            "main@node",
+        ];
+        let mut frames: Vec<Frame> = node.iter().map(|text| frame(text)).collect();
+        for frame in frames.iter_mut().filter(|f| f.module == "/usr/lib/") {
+            frame.module.clear();
+        }
+        let path = path_of(&frames).expect("frames");
+        assert_eq!(
+            path,
+            "node::Allocate ← v8::Allocate ← … ← JS:^decode (node)"
+        );
+        frames.drain(1..3);
+        let path = path_of(&frames).expect("frames");
+        assert_eq!(path, "v8::Construct ← JS:^decode ← JS:^serve (node)");
+        frames.drain(..2);
+        let path = path_of(&frames).expect("frames");
+        assert_eq!(path, "JS:^decode ← JS:^serve ← main (JIT)");
+    }
+
+    #[test]
+    fn names_of_compiled_code_hold_in_their_space() {
+        let mut world = World::default();
+        let node = |parent, offset| StackNode {
+            parent: StackId(parent),
+            module: ModuleId(0),
+            offset,
+            flags: StackNode::EXACT,
+        };
+        let mut nodes = vec![node(0, 0x10), node(1, 0x20), node(2, 0x30)];
+        world.nodes.append(StackId(1), &mut nodes);
+        let name = |space, lookup, function: &str| Name {
+            module: ModuleId(0),
+            lookup,
+            source: NameSource::Jit(SpaceId(space)),
+            frames: vec![NamedFrame {
+                function: function.into(),
+                file: None,
+                line: None,
+            }],
+        };
+        let mut names = Names::from_log(vec![
+            name(1, 0x10, "same"),
+            name(2, 0x10, "same"),
+            name(1, 0x20, "one"),
+            name(2, 0x20, "another"),
+            name(1, 0x30, "alone"),
+        ]);
+        let mut told = |space: Option<u32>| -> Vec<String> {
+            let frames = names.stack(&world, StackId(3), space.map(SpaceId));
+            frames.iter().map(ToString::to_string).collect()
+        };
+        let none = |offset| format!("{offset} (code in no file)");
+        assert_eq!(told(Some(1)), ["alone (JIT)", "one (JIT)", "same (JIT)"]);
+        let second = [none("0x30"), "another (JIT)".into(), "same (JIT)".into()];
+        assert_eq!(told(Some(2)), second);
+        assert_eq!(told(Some(3)), [none("0x30"), none("0x20"), none("0x10")]);
+        let all = ["alone (JIT)".into(), none("0x20"), "same (JIT)".into()];
+        assert_eq!(told(None), all);
     }
 
     #[test]

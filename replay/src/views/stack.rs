@@ -1,9 +1,45 @@
-//! A call stack in text: innermost frame first, one frame a line.
+//! A call stack in text: innermost frame first, one frame a line, and what the marks on frames mean.
 
 use std::io::{self, Write};
 
-use super::text::{Screen, Tone, escaped, plural};
+use super::text::{Paint, Screen, Tone, escaped, plural};
 use crate::symbols::Frame;
+
+/// Which marks were written. They are explained once, below all stacks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Marks {
+    inlined: bool,
+    guessed: bool,
+    near: bool,
+}
+
+impl Marks {
+    /// Says what those that were written mean.
+    pub fn write_legend(self, out: &mut dyn Write, paint: Paint) -> io::Result<()> {
+        let legend = [
+            (
+                self.inlined,
+                "[inlined]: the compiler put this function into the one below it",
+            ),
+            (
+                self.guessed,
+                "[guessed]: found without unwind information; plausible, not proved",
+            ),
+            (
+                self.near,
+                "(near ...): the closest exported function; the code may be another's",
+            ),
+        ];
+        let written = legend.iter().filter(|(written, _)| *written);
+        for (i, (_, meaning)) in written.enumerate() {
+            if i == 0 {
+                writeln!(out)?;
+            }
+            writeln!(out, "{}", paint.tone(Tone::Dim, meaning))?;
+        }
+        Ok(())
+    }
+}
 
 /// Writes the frames, each on a line of its own after `indent`. Frames of libc and of allocators are
 /// dimmed: the call passed through them, the cause lies further out.
@@ -12,6 +48,7 @@ pub fn write_stack(
     indent: &str,
     frames: &[Frame],
     screen: Screen,
+    marks: &mut Marks,
 ) -> io::Result<()> {
     let paint = screen.paint();
     if frames.is_empty() {
@@ -29,7 +66,7 @@ pub fn write_stack(
         } else {
             Tone::Plain
         };
-        let line = format!("#{i:<2} {}", escaped(&line(frame)));
+        let line = format!("#{i:<2} {}", escaped(&line(frame, marks)));
         writeln!(out, "{indent}{}", paint.tone(tone, line))?;
     }
     let mut remark = |text: &str| writeln!(out, "{indent}{}", paint.tone(Tone::Dim, text));
@@ -44,8 +81,11 @@ pub fn write_stack(
 }
 
 /// `function (module) file:line`, not escaped yet.
-fn line(frame: &Frame) -> String {
+fn line(frame: &Frame, marks: &mut Marks) -> String {
     let mut line = frame.to_string();
+    marks.inlined |= frame.inlined;
+    marks.guessed |= frame.guessed;
+    marks.near |= frame.near;
     if frame.inlined {
         line.push_str(" [inlined]");
     }
@@ -79,7 +119,7 @@ mod tests {
             depth,
             ..Screen::PLAIN
         };
-        write_stack(&mut out, "  ", frames, screen).unwrap();
+        write_stack(&mut out, "  ", frames, screen, &mut Marks::default()).unwrap();
         let text = String::from_utf8(out).unwrap();
         text.lines().map(str::to_owned).collect()
     }
@@ -115,5 +155,36 @@ mod tests {
             lines(&[marked], 1),
             ["  #0  f1 (program) [inlined] [guessed]"]
         );
+    }
+
+    #[test]
+    fn marks_that_are_seen_are_explained() {
+        let legend = |frames: &[Frame]| {
+            let (mut out, mut marks) = (Vec::new(), Marks::default());
+            let screen = Screen {
+                depth: 1,
+                ..Screen::PLAIN
+            };
+            write_stack(&mut out, "", frames, screen, &mut marks).unwrap();
+            out.clear();
+            marks.write_legend(&mut out, screen.paint()).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let mut frames: Vec<Frame> = (0..3).map(frame).collect();
+        frames[2].guessed = true;
+        assert_eq!(legend(&frames), "", "it is not shown");
+        frames[0].inlined = true;
+        let inlined = "\n[inlined]: the compiler put this function into the one below it\n";
+        assert_eq!(legend(&frames), inlined);
+        (frames[0].guessed, frames[0].near) = (true, true);
+        let words = ["", "[inlined]", "[guessed]", "(near ...)"];
+        let all = legend(&frames);
+        assert!(
+            all.lines()
+                .zip(words)
+                .all(|(line, word)| line.starts_with(word)),
+            "{all}"
+        );
+        assert_eq!(all.lines().count(), words.len());
     }
 }

@@ -15,7 +15,7 @@ use maptrail_tracelog::types::{Addr, Nanos, Perms, Pid, SpaceId, StackId, Tid};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use super::stack::write_stack;
+use super::stack::{Marks, write_stack};
 use super::strace;
 use super::text::{Screen, Tone, count, escaped, seconds, size};
 use crate::maps_at::{Mapped, SpaceMaps};
@@ -105,6 +105,7 @@ impl Life {
     /// # Errors
     /// Those of the output.
     pub fn write_text(&self, out: &mut dyn Write, screen: Screen) -> io::Result<()> {
+        let mut marks = Marks::default();
         for (i, space) in self.spaces.iter().enumerate() {
             if i > 0 {
                 writeln!(out)?;
@@ -120,10 +121,10 @@ impl Life {
                     );
                     writeln!(out, "\n{}", screen.paint().tone(Tone::Strong, more))?;
                 }
-                touch.write_text(out, self.address, &mut shown, screen)?;
+                touch.write_text(out, self.address, &mut shown, screen, &mut marks)?;
             }
         }
-        Ok(())
+        marks.write_legend(out, screen.paint())
     }
 
     /// What became of the address in a space, in a sentence.
@@ -201,6 +202,7 @@ impl TouchView {
         asked: Addr,
         shown: &mut FxHashMap<StackId, Nanos>,
         screen: Screen,
+        marks: &mut Marks,
     ) -> io::Result<()> {
         let paint = screen.paint();
         let at = seconds(self.t_ns);
@@ -223,7 +225,7 @@ impl TouchView {
                     }
                     _ => {
                         shown.insert(call.stack, self.t_ns);
-                        write_stack(out, "            ", &call.frames, screen)
+                        write_stack(out, "            ", &call.frames, screen, marks)
                     }
                 }
             }

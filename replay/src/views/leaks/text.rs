@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 
 use super::{Entry, Report};
 use crate::leaks::Verdict;
-use crate::views::stack::write_stack;
+use crate::views::stack::{Marks, write_stack};
 use crate::views::text::{
     Paint, Screen, Table, Tone, count, escaped, percent, plural, rate, seconds, signed_size, size,
 };
@@ -49,8 +49,9 @@ impl Report {
         self.write_answer(out, paint)?;
         write_warning(out, self.untraced_threads, paint)?;
         let in_full = |e: &&Entry| detail == Detail::All || e.verdict == Verdict::Leak;
+        let mut marks = Marks::default();
         for entry in self.stacks.iter().filter(in_full) {
-            entry.write_full(out, screen)?;
+            entry.write_full(out, screen, &mut marks)?;
         }
         let folded: Vec<&Entry> = self.stacks.iter().filter(|e| !in_full(e)).collect();
         self.write_folded(out, &folded, screen)?;
@@ -58,7 +59,7 @@ impl Report {
             let more = format!("And {} more, left out by --top.", self.rows_left_out);
             writeln!(out, "\n{}", paint.tone(Tone::Dim, more))?;
         }
-        Ok(())
+        marks.write_legend(out, paint)
     }
 
     /// The first sentences.
@@ -248,7 +249,7 @@ impl<'a> Folded<'a> {
 
 impl Entry {
     /// The numbers on one line, why, and the frames.
-    fn write_full(&self, out: &mut dyn Write, screen: Screen) -> io::Result<()> {
+    fn write_full(&self, out: &mut dyn Write, screen: Screen, marks: &mut Marks) -> io::Result<()> {
         let paint = screen.paint();
         let tone = match self.verdict {
             Verdict::Leak => Tone::Bad,
@@ -273,7 +274,7 @@ impl Entry {
             paint.tone(Tone::Dim, escaped(&self.evidence))
         )?;
         match self.stack {
-            Some(_) => write_stack(out, INDENT, &self.frames, screen),
+            Some(_) => write_stack(out, INDENT, &self.frames, screen, marks),
             None => writeln!(out, "{INDENT}{}", escaped(&self.label)),
         }
     }
