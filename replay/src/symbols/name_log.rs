@@ -11,7 +11,7 @@ use maptrail_tracelog::types::{FileId, ModuleId};
 use maptrail_tracelog::writer::{Chunk, LogWriter};
 use rustc_hash::FxHashMap;
 
-use super::{Module, Symboliser};
+use super::{Module, Places, Symboliser};
 
 /// Why a log got no names.
 #[derive(Debug, thiserror::Error)]
@@ -35,14 +35,14 @@ pub struct Named {
 
 /// What a log says of its modules and the places in them.
 #[derive(Default)]
-struct Places {
+struct Asked {
     modules: BTreeMap<ModuleId, ModuleInfo>,
     files: FxHashMap<FileId, FileInfo>,
     lookups: BTreeMap<ModuleId, BTreeSet<u64>>,
 }
 
-/// Names every frame of the log at `path` and appends the names to it. `opened` gives a path that
-/// leads to the very file of a module that ran, where the caller kept one open.
+/// Names every frame of the log at `path` and appends the names to it, from files at `places`. `opened`
+/// gives a path that leads to the very file of a module that ran, where the caller kept one open.
 ///
 /// Names that the log has already are left as they are, so doing it twice does no harm.
 ///
@@ -50,6 +50,7 @@ struct Places {
 /// See [`NameLogError`]. The events of the log are not touched, whatever happens.
 pub fn name_log(
     path: &Path,
+    places: &Places,
     opened: impl Fn(ModuleId) -> Option<PathBuf>,
 ) -> Result<Named, NameLogError> {
     let mut file = OpenOptions::new()
@@ -57,17 +58,16 @@ pub fn name_log(
         .write(true)
         .open(path)
         .map_err(NameLogError::Io)?;
-    let places = collect(&mut LogReader::open(io::BufReader::new(&mut file))?)?;
-    let mut symboliser = Symboliser::default();
+    let asked = collect(&mut LogReader::open(io::BufReader::new(&mut file))?)?;
     let mut done = Named::default();
     let mut writer = LogWriter::append(file)?;
-    for (id, lookups) in places.lookups {
+    for (id, lookups) in asked.lookups {
         let lookups: Vec<u64> = lookups.into_iter().collect();
         done.places += lookups.len() as u64;
-        let Some(info) = places.modules.get(&id) else {
+        let Some(info) = asked.modules.get(&id) else {
             continue;
         };
-        let Some(file) = places.files.get(&info.file) else {
+        let Some(file) = asked.files.get(&info.file) else {
             continue;
         };
         let module = Module {
@@ -76,7 +76,8 @@ pub fn name_log(
             file,
             opened: opened(id),
         };
-        let mut names = symboliser.name(&module, &lookups);
+        // What is known of one module is of no use for the next.
+        let mut names = Symboliser::new(places.clone()).name(&module, &lookups);
         names.retain(|n| !n.frames.is_empty());
         done.named += names.len() as u64;
         writer.write_names(&names)?;
@@ -86,32 +87,32 @@ pub fn name_log(
 }
 
 /// Reads the whole log for its modules and the places in them that have no name yet.
-fn collect<R: io::Read + io::Seek>(reader: &mut LogReader<R>) -> io::Result<Places> {
-    let mut places = Places::default();
+fn collect<R: io::Read + io::Seek>(reader: &mut LogReader<R>) -> io::Result<Asked> {
+    let mut asked = Asked::default();
     let mut chunk = Chunk::default();
     while reader.next_chunk(&mut chunk)? {
         for node in &chunk.nodes {
             if node.module != ModuleId(0) {
-                let lookups = places.lookups.entry(node.module).or_default();
+                let lookups = asked.lookups.entry(node.module).or_default();
                 lookups.insert(node.lookup());
             }
         }
         for record in chunk.records.drain(..) {
             match record.body {
                 Body::Module(id, info) => {
-                    places.modules.insert(id, info);
+                    asked.modules.insert(id, info);
                 }
                 Body::File(id, info) => {
-                    places.files.insert(id, info);
+                    asked.files.insert(id, info);
                 }
                 _ => {}
             }
         }
     }
     for name in reader.names()? {
-        if let Some(lookups) = places.lookups.get_mut(&name.module) {
+        if let Some(lookups) = asked.lookups.get_mut(&name.module) {
             lookups.remove(&name.lookup);
         }
     }
-    Ok(places)
+    Ok(asked)
 }

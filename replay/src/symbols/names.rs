@@ -8,7 +8,7 @@ use maptrail_tracelog::types::{ModuleId, SpaceId, StackId};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use super::{Module, Symboliser, libraries};
+use super::{Module, Places, Symboliser, libraries};
 use crate::world::World;
 
 /// One frame of a stack. Where functions were inlined, one place in the code makes several frames.
@@ -210,11 +210,11 @@ impl Names {
         all
     }
 
-    /// Names from the log, and what it lacks from the modules' files, if this machine has the same.
+    /// Names from the log, and what it lacks from the modules' files, if there are the same at `places`.
     #[must_use]
-    pub fn with_files(names: Vec<Name>) -> Names {
+    pub fn with_files(names: Vec<Name>, places: Places) -> Names {
         Names {
-            symboliser: Some(Symboliser::default()),
+            symboliser: Some(Symboliser::new(places)),
             ..Names::from_log(names)
         }
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use maptrail_replay::symbols::{Module, Symboliser, name_log};
+use maptrail_replay::symbols::{Module, Places, Symboliser, name_log};
 use maptrail_tracelog::reader::LogReader;
 use maptrail_tracelog::record::{
     Body, FileInfo, Header, Mechanism, ModuleInfo, ModuleKind, Name, NameSource, Record, StackNode,
@@ -316,9 +316,9 @@ fn names_are_added_to_a_log_once() {
         LogWriter::create(fs::File::create(&log).expect("a file"), &header).expect("a log");
     writer.write_chunk(&chunk).expect("written");
     writer.finish().expect("finished");
-    let first = name_log(&log, |_| None).expect("named");
+    let first = name_log(&log, &Places::Machine, |_| None).expect("named");
     assert_eq!((first.places, first.named), (2, 1));
-    let again = name_log(&log, |_| None).expect("named");
+    let again = name_log(&log, &Places::Machine, |_| None).expect("named");
     assert_eq!((again.places, again.named), (1, 0));
     let mut reader = LogReader::open(fs::File::open(&log).expect("a file")).expect("a log");
     let names = reader.names().expect("names");
