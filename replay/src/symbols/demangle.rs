@@ -35,6 +35,11 @@ pub fn demangle(name: &str) -> String {
     out.finish()
 }
 
+/// Whether a name is a linker's for something that has a longer one in C++ or Rust.
+pub fn is_mangled(name: &str) -> bool {
+    name.starts_with("_Z") || name.starts_with("_R")
+}
+
 /// A string that takes so much and then refuses, which stops whoever writes.
 #[derive(Default)]
 struct Bounded {

@@ -4,6 +4,7 @@
 //! [`check`] for what would end it badly all the same. Which files to read is decided elsewhere: here
 //! nothing that a file names is opened.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -109,7 +110,7 @@ impl Dwarf {
             let (file, line) = frame.location.map_or((None, None), |l| (l.file, l.line));
             let name = frame.function.as_ref().map(|f| f.raw_name()).transpose()?;
             places.push(Place {
-                function: name.map(|name| name.into_owned()),
+                function: name.map(Cow::into_owned).filter(|name| !name.is_empty()),
                 file: file.map(str::to_owned),
                 line: line.filter(|line| *line > 0),
             });
@@ -141,10 +142,12 @@ fn load(image: &Image, name: &str, budget: &Budget, room: &mut u64) -> gimli::Re
 
 /// Where variables are, which macros and which types there are: nobody asks here.
 fn is_needed(section: &str) -> bool {
-    !section.starts_with(".debug_loc")
-        && !section.starts_with(".debug_mac")
-        && section != ".debug_types"
-        && section != ".debug_names"
+    // The index of a package refers to all of its sections.
+    section.ends_with(".dwo")
+        || !section.starts_with(".debug_loc")
+            && !section.starts_with(".debug_mac")
+            && section != ".debug_types"
+            && section != ".debug_names"
 }
 
 /// Reads everything once, and keeps nothing: `None` if entries are nested as no compiler does it, or are

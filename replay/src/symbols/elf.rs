@@ -9,9 +9,10 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use object::elf::{
-    ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, FileHeader32, FileHeader64, NT_GNU_BUILD_ID, R_X86_64_RELATIVE, SHF_COMPRESSED,
-    SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_NOTE, SHT_RELA, SHT_SYMTAB, SectionType, STB_LOCAL,
-    STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, SymbolBind, SymbolType,
+    ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, FileHeader32, FileHeader64, NT_GNU_BUILD_ID,
+    R_X86_64_RELATIVE, SHF_COMPRESSED, SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_NOTE, SHT_RELA,
+    SHT_SYMTAB, STB_LOCAL, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, SectionType, SymbolBind,
+    SymbolType,
 };
 use object::read::elf::{CompressionHeader, FileHeader, SectionHeader};
 use object::{Endianness, FileKind, ReadCache};
@@ -153,7 +154,9 @@ impl Image {
             }
             Packing::Zlib => {
                 let unpacked = flate2::bufread::ZlibDecoder::new(packed);
-                unpacked.take(most.saturating_add(1)).read_to_end(&mut bytes)
+                unpacked
+                    .take(most.saturating_add(1))
+                    .read_to_end(&mut bytes)
             }
             Packing::Zstd => zstd::stream::read::Decoder::with_buffer(packed)
                 .and_then(|d| d.take(most.saturating_add(1)).read_to_end(&mut bytes)),

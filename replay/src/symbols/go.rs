@@ -122,7 +122,10 @@ impl GoTable {
 
     /// Text that ends with a zero.
     fn text(&self, part: usize, at: u32) -> Option<String> {
-        let at = self.parts.get(part)?.checked_add(usize::try_from(at).ok()?)?;
+        let at = self
+            .parts
+            .get(part)?
+            .checked_add(usize::try_from(at).ok()?)?;
         let bytes = self.bytes.get(at..)?;
         let bytes = bytes.get(..MAX_TEXT).unwrap_or(bytes);
         let text = bytes.get(..bytes.iter().position(|b| *b == 0)?)?;
@@ -171,10 +174,12 @@ impl GoTable {
             let at = self.word(UNITS, number.checked_mul(4)?)?;
             self.text(FILES, at)
         };
+        // What has no line is the padding behind the function.
+        let line = value(5)?;
         Some(GoPlace {
             function,
             file: file(),
-            line: value(5).filter(|line| *line > 0),
+            line: Some(line).filter(|line| *line > 0),
         })
     }
 

@@ -31,7 +31,7 @@ pub use name_log::{NameLogError, Named, name_log};
 pub use names::{Frame, Names, path_of};
 pub use source::Places;
 
-use demangle::demangle;
+use demangle::{demangle, is_mangled};
 use dwarf::Dwarf;
 use go::GoTable;
 use symtab::{Found, Symbols};
@@ -142,19 +142,25 @@ impl Knowledge {
             };
             return (NameSource::Symbols, vec![frame]);
         }
-        // Assembly has lines, and no functions; where there is no debug information, there are symbols.
+        // Assembly has lines, and no functions; where there is no debug information, there are symbols;
+        // and where it is short, it has names that say less than the symbol.
         let mut source = NameSource::Symbols;
-        if frames.last().is_none_or(|frame| frame.function.is_none()) {
-            let mut outermost = frames.pop().unwrap_or_default();
-            outermost.function = self.symbols.find(place).map(|found| {
-                let (Found::In(name) | Found::Near(name)) = found;
-                if matches!(found, Found::Near(_)) {
-                    source = NameSource::Dynamic;
-                }
-                name.to_owned()
-            });
-            frames.push(outermost);
+        let mut outermost = frames.pop().unwrap_or_default();
+        let symbol = self.symbols.find(place);
+        match (&outermost.function, symbol) {
+            (None, Some(Found::Near(name))) => {
+                source = NameSource::Dynamic;
+                outermost.function = Some(name.to_owned());
+            }
+            (None, Some(Found::In(name))) => outermost.function = Some(name.to_owned()),
+            (Some(function), Some(Found::In(name)))
+                if is_mangled(name) && !is_mangled(function) =>
+            {
+                outermost.function = Some(name.to_owned());
+            }
+            _ => {}
         }
+        frames.push(outermost);
         let named = frames.into_iter().filter_map(|frame| {
             Some(NamedFrame {
                 function: demangle(&frame.function?),

@@ -158,7 +158,8 @@ impl Places {
     fn debug_by_link(&self, own: &Image) -> Option<Image> {
         let link = own.debug_link()?;
         let mut parts = Path::new(&link.name).components();
-        let plain = matches!(parts.next(), Some(Component::Normal(name)) if name == link.name.as_str());
+        let plain =
+            matches!(parts.next(), Some(Component::Normal(name)) if name == link.name.as_str());
         if !plain {
             return None;
         }
@@ -194,7 +195,9 @@ impl Places {
         let path = path.canonicalize().ok()?;
         let dirs = self.debug_dirs();
         let mut dirs = dirs.iter().filter_map(|dir| dir.canonicalize().ok());
-        let image = dirs.any(|dir| path.starts_with(dir)).then(|| self.open(&path))??;
+        let image = dirs
+            .any(|dir| path.starts_with(dir))
+            .then(|| self.open(&path))??;
         (!link.proof.is_empty() && image.build_id == link.proof).then_some(image)
     }
 }

@@ -1,5 +1,10 @@
 //! Names from real files, made by the C compiler at hand: whole, stripped, split, replaced, hostile.
 
+mod go;
+mod near;
+mod separate;
+mod truth;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +27,53 @@ __attribute__((noinline)) static int hidden(int n) { within(n); return sink + 1;
 __attribute__((noinline)) int outer(int n) { within(n + 1); return hidden(n) + sink; }
 ";
 
+/// Each line of its output is a place in the program, a function, a file and a line.
+const GO_SOURCE: &str = r#"
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+)
+
+type Pool struct{ all [][]byte }
+
+//go:noinline
+func (p *Pool) Grow(size int) {
+	p.all = append(p.all, make([]byte, size))
+	tell()
+}
+
+//go:noinline
+func tell() {
+	var start uintptr
+	maps, _ := os.ReadFile("/proc/self/maps")
+	self, _ := os.Executable()
+	for _, line := range strings.Split(string(maps), "\n") {
+		if strings.HasSuffix(line, self) {
+			fmt.Sscanf(line, "%x-", &start)
+			break
+		}
+	}
+	callers := make([]uintptr, 8)
+	frames := runtime.CallersFrames(callers[:runtime.Callers(1, callers)])
+	for {
+		frame, more := frames.Next()
+		fmt.Printf("%x %s %s %d\n", frame.PC-start, frame.Function, frame.File, frame.Line)
+		if !more {
+			break
+		}
+	}
+}
+
+func main() {
+	pool := &Pool{}
+	pool.Grow(1 << 20)
+}
+"#;
+
 /// A shared library.
 struct Library {
     dir: TempDir,
@@ -43,6 +95,10 @@ impl Library {
 
     fn bytes(&self) -> Vec<u8> {
         fs::read(&self.path).expect("a library")
+    }
+
+    fn build_id(&self) -> Vec<u8> {
+        build_id(&self.bytes())
     }
 
     fn strip(&self) {
@@ -81,6 +137,17 @@ fn build_id(elf: &[u8]) -> Vec<u8> {
 
 /// Names `lookups` in the file at `path`, which is said to have `build_id`.
 fn names(path: &Path, build_id: &[u8], opened: Option<&Path>, lookups: &[u64]) -> Vec<Name> {
+    names_from(Places::Machine, path, build_id, opened, lookups)
+}
+
+/// The same with files from elsewhere.
+fn names_from(
+    places: Places,
+    path: &Path,
+    build_id: &[u8],
+    opened: Option<&Path>,
+    lookups: &[u64],
+) -> Vec<Name> {
     let info = ModuleInfo {
         kind: ModuleKind::File,
         file: FileId(1),
@@ -97,9 +164,82 @@ fn names(path: &Path, build_id: &[u8], opened: Option<&Path>, lookups: &[u64]) -
         file: &file,
         opened: opened.map(Path::to_owned),
     };
-    let names = Symboliser::default().name(&module, lookups);
+    let names = Symboliser::new(places).name(&module, lookups);
     assert_eq!(names.len(), lookups.len());
     names
+}
+
+/// Names places in the file at `path`, whatever it is.
+fn names_of(path: &Path, lookups: &[u64]) -> Vec<Name> {
+    use std::os::unix::fs::MetadataExt;
+    let bytes = fs::read(path).expect("a file");
+    let file = object::File::parse(&*bytes).expect("an ELF file");
+    let build_id = file
+        .build_id()
+        .expect("readable")
+        .unwrap_or_default()
+        .to_vec();
+    let meta = path.metadata().expect("a file");
+    let info = ModuleInfo {
+        kind: ModuleKind::File,
+        file: FileId(1),
+        build_id,
+    };
+    let file = FileInfo {
+        dev: device(meta.dev()),
+        inode: meta.ino(),
+        path: path.to_str().expect("text").to_owned(),
+    };
+    let module = Module {
+        id: ModuleId(1),
+        info: &info,
+        file: &file,
+        opened: None,
+    };
+    Symboliser::default().name(&module, lookups)
+}
+
+/// Major and minor number, as maps show them.
+fn device(dev: u64) -> (u32, u32) {
+    let major = ((dev >> 8) & 0xfff) | ((dev >> 32) & !0xfff);
+    let minor = (dev & 0xff) | ((dev >> 12) & !0xff);
+    (major as u32, minor as u32)
+}
+
+/// Compiles a program. The folder lasts as long as what comes with it.
+fn new_program(compiler: &str, suffix: &str, source: &str, flags: &[&str]) -> (TempDir, PathBuf) {
+    let dir = TempDir::new().expect("a folder");
+    let file = dir.path().join(format!("program.{suffix}"));
+    fs::write(&file, source).expect("a file");
+    let program = dir.path().join("program");
+    run(Command::new(compiler)
+        .args(flags)
+        .arg("-o")
+        .arg(&program)
+        .arg(&file));
+    (dir, program)
+}
+
+/// Compiles a Go program that prints its own stack. `None` without a Go compiler, which is told, and which CI has.
+fn go_program(flags: &[&str]) -> Option<(TempDir, PathBuf)> {
+    if Command::new("go").arg("version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "CI needs a Go compiler");
+        eprintln!("SKIPPED: no Go compiler");
+        return None;
+    }
+    let dir = TempDir::new().expect("a folder");
+    let file = dir.path().join("program.go");
+    fs::write(&file, GO_SOURCE).expect("a file");
+    let program = dir.path().join("program");
+    run(Command::new("go")
+        .arg("build")
+        .args(flags)
+        .env("GOCACHE", dir.path().join("cache"))
+        .env("GO111MODULE", "off")
+        .arg("-o")
+        .arg(&program)
+        .arg(&file));
+    Some((dir, program))
 }
 
 fn functions(name: &Name) -> Vec<&str> {
@@ -208,29 +348,25 @@ fn what_is_no_regular_file_is_not_opened() {
 }
 
 #[test]
-fn a_section_that_claims_the_moon_is_left_packed() {
-    let library = Library::new(&["-g", "-gz"]);
-    let mut bytes = library.bytes();
-    let (lookup, id) = (library.inside("outer"), build_id(&bytes));
-    let file = object::File::parse(&*bytes).expect("an ELF file");
-    let packed = file.sections().filter(|s| {
-        s.compressed_file_range()
-            .is_ok_and(|r| r.format != object::CompressionFormat::None)
-    });
-    let starts: Vec<usize> = packed
-        .filter_map(|s| s.file_range())
-        .map(|(at, _)| at as usize)
-        .collect();
-    assert!(!starts.is_empty(), "the compiler packed nothing");
-    for at in starts {
-        // `ch_size` of Elf64_Chdr.
-        bytes[at + 8..at + 16].copy_from_slice(&(1_u64 << 60).to_le_bytes());
+fn a_section_that_unpacks_to_a_mountain_is_left_packed() {
+    let library = Library::new(&["-g"]);
+    let (lookup, id) = (library.inside("outer"), build_id(&library.bytes()));
+    let zeroes = library.dir.path().join("zeroes");
+    let file = fs::File::create(&zeroes).expect("a file");
+    file.set_len(16 << 20).expect("a hole");
+    let update = format!(".debug_str={}", zeroes.display());
+    let original = library.bytes();
+    for packing in ["none", "zlib-gnu", "zlib"] {
+        fs::write(&library.path, &original).expect("written");
+        run(Command::new("objcopy")
+            .args(["--update-section", &update])
+            .arg(format!("--compress-debug-sections={packing}"))
+            .arg(&library.path));
+        // Its symbol table still serves.
+        let names = names(&library.path, &id, None, &[lookup]);
+        assert_eq!(functions(&names[0]).last(), Some(&"outer"));
+        assert_eq!(names[0].frames[0].line.is_some(), packing == "none");
     }
-    fs::write(&library.path, &bytes).expect("written");
-    // Its symbol table still serves.
-    let names = names(&library.path, &id, None, &[lookup]);
-    assert_eq!(functions(&names[0]), ["outer"]);
-    assert_eq!(names[0].frames[0].line, None);
 }
 
 #[test]
