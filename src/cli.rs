@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{ColorChoice, Parser, Subcommand};
 
-use crate::commands::{attach, events, info, leaks, maps, record, timeline, verify, who};
+use crate::commands::{
+    attach, events, info, leaks, maps, record, symbolize, timeline, verify, who,
+};
 use crate::output::Output;
 
 /// Finds memory that a program maps and never gives back.
@@ -53,6 +55,7 @@ enum Command {
     Events(events::Args),
     Verify(verify::Args),
     Info(info::Args),
+    Symbolize(symbolize::Args),
 }
 
 impl Cli {
@@ -72,6 +75,7 @@ impl Cli {
             Command::Events(args) => args.run(&mut output),
             Command::Verify(args) => args.run(&mut output),
             Command::Info(args) => args.run(&mut output),
+            Command::Symbolize(args) => args.run(&mut output),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use maptrail_replay::symbols::Names;
+use maptrail_replay::symbols::{Names, Places};
 use maptrail_replay::views::text::{Screen, count, seconds, size};
 use maptrail_replay::views::when::When;
 use maptrail_tracelog::reader::{LogReader, OpenError};
@@ -52,7 +52,47 @@ impl DepthArg {
     }
 }
 
+/// Where names of functions are looked up that the log does not have.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct NamesArg {
+    /// Look names up in the files below DIR, which stands for the recorded machine's root, and nowhere else
+    #[arg(long, value_name = "DIR")]
+    symfs: Option<PathBuf>,
+}
+
+impl NamesArg {
+    /// Where the recorded machine's files are.
+    ///
+    /// # Errors
+    /// If what was named is no folder.
+    pub fn places(&self) -> anyhow::Result<Places> {
+        let Some(dir) = &self.symfs else {
+            return Ok(Places::Machine);
+        };
+        Places::below(dir).with_context(|| {
+            format!(
+                "cannot read {}: --symfs takes the folder that holds the recorded machine's files",
+                dir.display()
+            )
+        })
+    }
+
+    /// The names in a log, and what it lacks from files.
+    ///
+    /// # Errors
+    /// Those of reading the log, and of [`NamesArg::places`].
+    pub fn names(&self, log: &mut Log) -> anyhow::Result<Names> {
+        let names = log.names().context("cannot read the log")?;
+        Ok(Names::with_files(names, self.places()?))
+    }
+}
+
 impl LogArg {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.log
+    }
+
     /// Opens the log. A cut log is no error: a warning says what is gone.
     ///
     /// # Errors
@@ -94,16 +134,6 @@ pub fn open(path: &Path) -> anyhow::Result<Log> {
     })?;
     warn_if_cut(&log);
     Ok(log)
-}
-
-/// The names in a log, and what it lacks from the files on this machine.
-///
-/// # Errors
-/// Those of reading the log.
-pub fn names(log: &mut Log) -> anyhow::Result<Names> {
-    Ok(Names::with_files(
-        log.names().context("cannot read the log")?,
-    ))
 }
 
 /// The time in the log that a person means.

@@ -13,7 +13,7 @@ use maptrail_tracelog::types::Nanos;
 
 use crate::arguments::parse_duration;
 use crate::fail::FailArgs;
-use crate::log::{self, DepthArg, JsonArg, Log, LogArg};
+use crate::log::{self, DepthArg, JsonArg, Log, LogArg, NamesArg};
 use crate::output::{self, Output};
 
 /// Name the call stacks whose mappings are never released
@@ -31,6 +31,9 @@ Examples:
 pub struct Args {
     #[command(flatten)]
     log: LogArg,
+
+    #[command(flatten)]
+    names: NamesArg,
 
     /// What to add up by
     #[arg(long, value_name = "WHAT", default_value = "stack")]
@@ -93,7 +96,7 @@ impl Args {
             min_age: Nanos(self.min_age.map_or(0, |d| d.as_nanos() as u64)),
             top: self.top.map(NonZeroUsize::get),
         };
-        let (leaks, report) = judge(&mut log, options)?;
+        let (leaks, report) = judge(&mut log, options, &self.names)?;
         let detail = match self.all || self.top.is_some() {
             true => Detail::All,
             false => Detail::Leaks,
@@ -107,9 +110,9 @@ impl Args {
     }
 }
 
-fn judge(log: &mut Log, options: Options) -> anyhow::Result<(Leaks, Report)> {
+fn judge(log: &mut Log, options: Options, names: &NamesArg) -> anyhow::Result<(Leaks, Report)> {
     let (leaks, world) = leaks(log, options)?;
-    let report = Report::new(&leaks, options.by, &world, &mut log::names(log)?);
+    let report = Report::new(&leaks, options.by, &world, &mut names.names(log)?);
     log::warn_if_lost(world.lost);
     Ok((leaks, report))
 }
@@ -121,7 +124,7 @@ fn judge(log: &mut Log, options: Options) -> anyhow::Result<(Leaks, Report)> {
 /// If the log cannot be read.
 pub fn check_recorded(path: &Path, fail: &FailArgs) -> anyhow::Result<Option<ExitCode>> {
     let mut log = log::open(path)?;
-    let (leaks, report) = judge(&mut log, Options::default())?;
+    let (leaks, report) = judge(&mut log, Options::default(), &NamesArg::default())?;
     let failed = fail.check(&leaks);
     if failed.is_some() {
         output::report(|out, screen| report.write_text(out, screen, Detail::Leaks));

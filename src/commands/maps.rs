@@ -7,7 +7,7 @@ use maptrail_replay::views::maps::Maps;
 use maptrail_replay::views::when::When;
 use maptrail_replay::views::write_json;
 
-use crate::log::{self, JsonArg, LogArg};
+use crate::log::{self, JsonArg, LogArg, NamesArg};
 use crate::output::Output;
 
 /// Show the address space at a moment, with the call that made each range
@@ -25,6 +25,9 @@ Examples:
 pub struct Args {
     #[command(flatten)]
     log: LogArg,
+
+    #[command(flatten)]
+    names: NamesArg,
 
     /// When: 12.5s from the start, -5s from the end, or an RFC 3339 instant [default: each address
     /// space at its own end]
@@ -44,7 +47,7 @@ impl Args {
         let mut log = self.log.open()?;
         let at = self.at.map(|when| log::moment(&log, when)).transpose()?;
         let (spaces, world) = maps_at(&mut log, at, None)?;
-        let maps = Maps::new(&spaces, &world, &mut log::names(&mut log)?);
+        let maps = Maps::new(&spaces, &world, &mut self.names.names(&mut log)?);
         output.write(|out, screen| match self.json.json {
             true => write_json(out, &maps),
             false => maps.write_text(out, screen),

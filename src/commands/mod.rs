@@ -7,6 +7,7 @@ pub mod leaks;
 pub mod maps;
 pub mod record;
 pub mod recording;
+pub mod symbolize;
 pub mod timeline;
 pub mod verify;
 pub mod who;

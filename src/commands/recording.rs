@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use maptrail_recorder::{Error, Recording, create};
-use maptrail_replay::symbols::{name_jit_code, name_log};
+use maptrail_replay::symbols::{Places, name_jit_code, name_log};
 use maptrail_replay::views::text::{count, seconds};
 use maptrail_tracelog::types::{ModuleId, Nanos};
 
@@ -174,7 +174,7 @@ fn write_names(path: &Path, recording: &Recording) {
     };
     let maps = recording.perf_maps.iter();
     let maps = maps.map(|map| (map.space, (&map.file).take(map.length)));
-    let named = name_log(path, opened).and_then(|_| name_jit_code(path, maps));
+    let named = name_log(path, &Places::Machine, opened).and_then(|_| name_jit_code(path, maps));
     if let Err(error) = named {
         let error = anyhow::Error::new(error);
         output::warn(&format!(

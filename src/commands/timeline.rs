@@ -6,7 +6,7 @@ use maptrail_replay::usage::usage;
 use maptrail_replay::views::timeline::{Timeline, points};
 use maptrail_replay::views::write_json;
 
-use crate::log::{self, JsonArg, LogArg};
+use crate::log::{self, JsonArg, LogArg, NamesArg};
 use crate::output::Output;
 
 /// Draw reserved, committed and resident memory over time, and what the greatest stacks held
@@ -17,6 +17,9 @@ use crate::output::Output;
 pub struct Args {
     #[command(flatten)]
     log: LogArg,
+
+    #[command(flatten)]
+    names: NamesArg,
 
     /// How many stacks to show
     #[arg(long, value_name = "N", default_value_t = 8)]
@@ -35,7 +38,7 @@ impl Args {
         let mut log = self.log.open()?;
         let points = points(output.screen(), self.json.json);
         let (usage, world) = usage(&mut log, points, self.top)?;
-        let timeline = Timeline::new(&usage, &world, &mut log::names(&mut log)?);
+        let timeline = Timeline::new(&usage, &world, &mut self.names.names(&mut log)?);
         output.write(|out, screen| match self.json.json {
             true => write_json(out, &timeline),
             false => timeline.write_text(out, screen),

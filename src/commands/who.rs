@@ -11,7 +11,7 @@ use maptrail_replay::who::{Question, who};
 use maptrail_tracelog::types::Addr;
 
 use crate::arguments::parse_address;
-use crate::log::{self, DepthArg, JsonArg, LogArg};
+use crate::log::{self, DepthArg, JsonArg, LogArg, NamesArg};
 use crate::output::Output;
 
 /// Show every call that touched an address, from the birth of what is mapped there, through moves
@@ -26,6 +26,9 @@ Examples:
 pub struct Args {
     #[command(flatten)]
     log: LogArg,
+
+    #[command(flatten)]
+    names: NamesArg,
 
     /// The address, in hexadecimal
     #[arg(value_name = "ADDR", value_parser = parse_address)]
@@ -74,7 +77,12 @@ impl Args {
                 self.address
             );
         }
-        let life = Life::new(self.address, &found, &world, &mut log::names(&mut log)?);
+        let life = Life::new(
+            self.address,
+            &found,
+            &world,
+            &mut self.names.names(&mut log)?,
+        );
         output.write(|out, screen| match self.json.json {
             true => write_json(out, &life),
             false => life.write_text(out, self.depth.on(screen)),

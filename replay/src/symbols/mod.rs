@@ -76,6 +76,11 @@ impl Symboliser {
         }
     }
 
+    /// Whether its files are those that somebody named.
+    fn asks_a_folder(&self) -> bool {
+        matches!(self.places, Places::Below(_))
+    }
+
     /// Names places in one module: one [`Name`] for each of `lookups` (see
     /// [`maptrail_tracelog::record::StackNode::lookup`]), in their order; without frames where
     /// nothing is known.
@@ -108,6 +113,14 @@ impl Symboliser {
         });
         named.collect()
     }
+}
+
+/// What makes one name better than another for the same place: that it is no guess, that it has a line,
+/// that it tells more inlined functions.
+fn quality(name: &Name) -> (bool, bool, usize) {
+    let is_sure = !name.frames.is_empty() && name.source != NameSource::Dynamic;
+    let has_line = name.frames.iter().any(|frame| frame.line.is_some());
+    (is_sure, has_line, name.frames.len())
 }
 
 impl Knowledge {

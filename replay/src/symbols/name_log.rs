@@ -1,17 +1,17 @@
 //! Puts names into a finished log, so that it reads the same on a machine without the files.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use maptrail_tracelog::reader::{LogReader, OpenError};
-use maptrail_tracelog::record::{Body, FileInfo, ModuleInfo};
+use maptrail_tracelog::record::{Body, FileInfo, ModuleInfo, Name};
 use maptrail_tracelog::types::{FileId, ModuleId};
 use maptrail_tracelog::writer::{Chunk, LogWriter};
 use rustc_hash::FxHashMap;
 
-use super::{Module, Places, Symboliser};
+use super::{Module, Places, Symboliser, quality};
 
 /// Why a log got no names.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +29,10 @@ pub enum NameLogError {
 pub struct Named {
     /// Places in modules that the log's stacks go through.
     pub places: u64,
-    /// Those of them that have a name now.
-    pub named: u64,
+    /// Those of them that had a name before.
+    pub before: u64,
+    /// Those that have got one now, or a better one.
+    pub added: u64,
 }
 
 /// What a log says of its modules and the places in them.
@@ -38,13 +40,13 @@ pub struct Named {
 struct Asked {
     modules: BTreeMap<ModuleId, ModuleInfo>,
     files: FxHashMap<FileId, FileInfo>,
-    lookups: BTreeMap<ModuleId, BTreeSet<u64>>,
+    lookups: BTreeMap<ModuleId, BTreeMap<u64, Option<Name>>>,
 }
 
 /// Names every frame of the log at `path` and appends the names to it, from files at `places`. `opened`
 /// gives a path that leads to the very file of a module that ran, where the caller kept one open.
 ///
-/// Names that the log has already are left as they are, so doing it twice does no harm.
+/// Names that the log has already stay, unless there are better ones now; so doing it twice does no harm.
 ///
 /// # Errors
 /// See [`NameLogError`]. The events of the log are not touched, whatever happens.
@@ -62,8 +64,8 @@ pub fn name_log(
     let mut done = Named::default();
     let mut writer = LogWriter::append(file)?;
     for (id, lookups) in asked.lookups {
-        let lookups: Vec<u64> = lookups.into_iter().collect();
         done.places += lookups.len() as u64;
+        done.before += lookups.values().flatten().count() as u64;
         let Some(info) = asked.modules.get(&id) else {
             continue;
         };
@@ -76,17 +78,21 @@ pub fn name_log(
             file,
             opened: opened(id),
         };
+        let asked_for: Vec<u64> = lookups.keys().copied().collect();
         // What is known of one module is of no use for the next.
-        let mut names = Symboliser::new(places.clone()).name(&module, &lookups);
-        names.retain(|n| !n.frames.is_empty());
-        done.named += names.len() as u64;
+        let mut names = Symboliser::new(places.clone()).name(&module, &asked_for);
+        names.retain(|name| {
+            let old = lookups.get(&name.lookup).and_then(Option::as_ref);
+            !name.frames.is_empty() && old.is_none_or(|old| quality(name) > quality(old))
+        });
+        done.added += names.len() as u64;
         writer.write_names(&names)?;
     }
     writer.finish()?;
     Ok(done)
 }
 
-/// Reads the whole log for its modules and the places in them that have no name yet.
+/// Reads the whole log for its modules, the places in them, and their names.
 fn collect<R: io::Read + io::Seek>(reader: &mut LogReader<R>) -> io::Result<Asked> {
     let mut asked = Asked::default();
     let mut chunk = Chunk::default();
@@ -94,7 +100,7 @@ fn collect<R: io::Read + io::Seek>(reader: &mut LogReader<R>) -> io::Result<Aske
         for node in &chunk.nodes {
             if node.module != ModuleId(0) {
                 let lookups = asked.lookups.entry(node.module).or_default();
-                lookups.insert(node.lookup());
+                lookups.insert(node.lookup(), None);
             }
         }
         for record in chunk.records.drain(..) {
@@ -110,8 +116,9 @@ fn collect<R: io::Read + io::Seek>(reader: &mut LogReader<R>) -> io::Result<Aske
         }
     }
     for name in reader.names()? {
-        if let Some(lookups) = asked.lookups.get_mut(&name.module) {
-            lookups.remove(&name.lookup);
+        let lookups = asked.lookups.get_mut(&name.module);
+        if let Some(known) = lookups.and_then(|lookups| lookups.get_mut(&name.lookup)) {
+            *known = Some(name);
         }
     }
     Ok(asked)

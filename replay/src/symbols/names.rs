@@ -8,7 +8,7 @@ use maptrail_tracelog::types::{ModuleId, SpaceId, StackId};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use super::{Module, Places, Symboliser, libraries};
+use super::{Module, Places, Symboliser, libraries, quality};
 use crate::world::World;
 
 /// One frame of a stack. Where functions were inlined, one place in the code makes several frames.
@@ -185,6 +185,9 @@ pub fn path_of(frames: &[Frame]) -> Option<String> {
 /// The names of a log's frames.
 #[derive(Debug)]
 pub struct Names {
+    /// What the log has.
+    logged: FxHashMap<(ModuleId, u64), Name>,
+    /// What was asked for and is to be told.
     known: FxHashMap<(ModuleId, u64), Name>,
     /// Of code in no file: which name holds where.
     jit: FxHashMap<u64, Vec<(SpaceId, Name)>>,
@@ -196,6 +199,7 @@ impl Names {
     #[must_use]
     pub fn from_log(names: Vec<Name>) -> Names {
         let mut all = Names {
+            logged: FxHashMap::default(),
             known: FxHashMap::default(),
             jit: FxHashMap::default(),
             symboliser: None,
@@ -204,13 +208,14 @@ impl Names {
             if let NameSource::Jit(space) = name.source {
                 all.jit.entry(name.lookup).or_default().push((space, name));
             } else {
-                all.known.insert((name.module, name.lookup), name);
+                all.logged.insert((name.module, name.lookup), name);
             }
         }
         all
     }
 
     /// Names from the log, and what it lacks from the modules' files, if there are the same at `places`.
+    /// A folder that somebody names is asked for better ones, too.
     #[must_use]
     pub fn with_files(names: Vec<Name>, places: Places) -> Names {
         Names {
@@ -296,15 +301,22 @@ impl Names {
     fn name(&mut self, world: &World, node: &StackNode) -> Option<&Name> {
         let place = (node.module, node.lookup());
         if !self.known.contains_key(&place) {
-            let symboliser = self.symboliser.as_mut()?;
-            let info = world.module(node.module)?;
-            let module = Module {
-                id: node.module,
-                info,
-                file: world.files.info(info.file)?,
-                opened: None,
+            let name = match (self.logged.remove(&place), self.symboliser.as_mut()) {
+                (logged, None) => logged?,
+                (Some(logged), Some(symboliser)) if !symboliser.asks_a_folder() => logged,
+                (logged, Some(symboliser)) => {
+                    let asked = world.module(node.module).and_then(|info| {
+                        let module = Module {
+                            id: node.module,
+                            info,
+                            file: world.files.info(info.file)?,
+                            opened: None,
+                        };
+                        symboliser.name(&module, &[place.1]).pop()
+                    });
+                    asked.into_iter().chain(logged).max_by_key(quality)?
+                }
             };
-            let name = symboliser.name(&module, &[place.1]).pop()?;
             self.known.insert(place, name);
         }
         self.known.get(&place)
