@@ -16,6 +16,11 @@ const MAX_NAME: usize = 2048;
 pub fn demangle(name: &str) -> String {
     // What glibc calls its own entry points inside.
     let name = name.strip_prefix("__GI_").unwrap_or(name);
+    // What LLVM adds to names that it made visible.
+    let name = match name.rsplit_once(".llvm.") {
+        Some((plain, number)) if number.bytes().all(|b| b.is_ascii_digit()) => plain,
+        _ => name,
+    };
     let mut out = Bounded::default();
     if let Ok(rust) = rustc_demangle::try_demangle(name) {
         // The alternate form leaves the hash out. It only fails when the bound is met.
@@ -84,6 +89,34 @@ mod tests {
         );
         assert_eq!(demangle("_RNvC6_123foo3bar"), "123foo::bar");
         assert_eq!(demangle("_Zgarbage"), "_Zgarbage");
+        assert_eq!(demangle("main.(*Pool).Grow"), "main.(*Pool).Grow");
+    }
+
+    #[test]
+    fn what_compilers_add_to_names_is_told_or_left_out() {
+        for (name, readable) in [
+            ("_ZN3foo3barEv.cold", "foo::bar() [clone .cold]"),
+            ("_ZN3foo3barEv.isra.0", "foo::bar() [clone .isra.0]"),
+            (
+                "_ZN3foo3barEv.constprop.0",
+                "foo::bar() [clone .constprop.0]",
+            ),
+            (
+                "_ZN3foo3barEv.part.0.cold",
+                "foo::bar() [clone .part.0] [clone .cold]",
+            ),
+            ("grow.constprop.0", "grow.constprop.0"),
+            ("__GI___mmap", "__mmap"),
+            ("grow.llvm.1234567890", "grow"),
+            ("_ZN3foo3barEv.llvm.77", "foo::bar()"),
+            (
+                "_ZN4core3fmt5Write9write_str17h0123456789abcdefE.llvm.77",
+                "core::fmt::Write::write_str",
+            ),
+            ("grow.llvm.x", "grow.llvm.x"),
+        ] {
+            assert_eq!(demangle(name), readable);
+        }
     }
 
     #[test]

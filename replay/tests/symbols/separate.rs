@@ -268,3 +268,77 @@ int main(int count, char **argv) { return outer(count); }
     fs::remove_file(dir.path().join("program.debug.dwp")).expect("removed");
     assert!(!is_whole(&program));
 }
+
+/// Two files whose debug information has parts in common, in a third.
+#[test]
+fn what_debug_files_share_is_read_where_such_files_are() {
+    if Command::new("dwz").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "CI needs dwz");
+        eprintln!("SKIPPED: no dwz");
+        return;
+    }
+    let dir = TempDir::new().expect("a folder");
+    let header = "
+volatile int sink;
+struct pool_with_a_name { int first_member, second_member; struct pool_with_a_name *next; };
+static inline __attribute__((always_inline)) void within(struct pool_with_a_name *pool, int number) {
+    sink = number * 3;
+    pool->first_member = number;
+}
+__attribute__((noinline)) int outer(struct pool_with_a_name *pool, int number) {
+    within(pool, number);
+    return sink;
+}";
+    fs::write(dir.path().join("common.h"), header).expect("written");
+    let mut dwz = Command::new("dwz");
+    dwz.current_dir(dir.path())
+        .args(["-m", "shared", "-M", "/usr/lib/debug/.dwz/shared"]);
+    for name in ["a", "b"] {
+        let source = dir.path().join(format!("{name}.c"));
+        let text = format!(
+            "#include \"common.h\"\nint in_{name}(struct pool_with_a_name *p) {{ return outer(p, 3); }}"
+        );
+        fs::write(&source, text).expect("written");
+        let library = dir.path().join(format!("{name}.so"));
+        run(Command::new("cc")
+            .args([
+                "-g",
+                "-gdwarf-4",
+                "-O1",
+                "-shared",
+                "-fPIC",
+                "-Wl,--build-id",
+                "-o",
+            ])
+            .arg(&library)
+            .arg(&source));
+        let debug = format!("{name}.debug");
+        objcopy(&["--only-keep-debug"], &library, &dir.path().join(&debug));
+        dwz.arg(debug);
+    }
+    run(&mut dwz);
+    let library = dir.path().join("a.so");
+    let bytes = fs::read(&library).expect("a file");
+    let start = crate::inside(&bytes, "outer") - 5;
+    run(Command::new("strip").arg(&library));
+    let id = crate::build_id(&bytes);
+    let hex: String = id.iter().map(|b| format!("{b:02x}")).collect();
+    let places: Vec<u64> = (start..start + 12).collect();
+    let root = TempDir::new().expect("a folder");
+    let debug = format!("usr/lib/debug/.build-id/{}/{}.debug", &hex[..2], &hex[2..]);
+    put(&dir.path().join("a.debug"), root.path(), debug);
+    let knows_inlined = || {
+        let names = names_from(below(&root), &library, &id, None, &places);
+        names.iter().any(|n| functions(n) == ["within", "outer"])
+    };
+    assert!(!knows_inlined());
+    put(
+        &dir.path().join("shared"),
+        root.path(),
+        "usr/lib/debug/.dwz/shared",
+    );
+    assert!(knows_inlined());
+    // Another file than the one that was meant.
+    put(&library, root.path(), "usr/lib/debug/.dwz/shared");
+    assert!(!knows_inlined());
+}
