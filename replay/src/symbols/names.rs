@@ -71,8 +71,8 @@ impl Frame {
         let module = self.module_name();
         // A library may have a function of that name for its own purposes; a program has the one.
         let is_program = !module.ends_with(".so") && !module.contains(".so.");
-        !self.near
-            && (libraries::is_loader(module) || is_program)
+        // They are assembly, which does not always tell its length: near them is in them.
+        (libraries::is_loader(module) || is_program)
             && matches!(self.function.as_deref(), Some("_start" | "_dl_start_user"))
     }
 

@@ -324,6 +324,34 @@ fn only_the_file_that_ran_is_believed() {
 }
 
 #[test]
+fn a_file_is_read_once() {
+    let library = Library::new(&["-g"]);
+    let info = ModuleInfo {
+        kind: ModuleKind::File,
+        file: FileId(1),
+        build_id: library.build_id(),
+    };
+    let file = FileInfo {
+        dev: (0, 0),
+        inode: 0,
+        path: library.path.to_str().expect("text").to_owned(),
+    };
+    let module = Module {
+        id: ModuleId(1),
+        info: &info,
+        file: &file,
+        opened: None,
+    };
+    let (outer, hidden) = (library.inside("outer"), library.inside("hidden"));
+    let mut symboliser = Symboliser::default();
+    assert!(functions(&symboliser.name(&module, &[outer])[0]).contains(&"outer"));
+    fs::remove_file(&library.path).expect("removed");
+    let names = symboliser.name(&module, &[hidden, outer]);
+    assert!(functions(&names[0]).contains(&"hidden") && names[0].frames[0].line.is_some());
+    assert!(functions(&names[1]).contains(&"outer"));
+}
+
+#[test]
 fn what_is_no_regular_file_is_not_opened() {
     let dir = TempDir::new().expect("a folder");
     for path in [
