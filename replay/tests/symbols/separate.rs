@@ -52,13 +52,7 @@ impl Split {
 
     fn is_named(&self, places: Places) -> bool {
         let library = &self.library;
-        let names = names_from(
-            places,
-            &library.path,
-            &library.build_id(),
-            None,
-            &[self.hidden],
-        );
+        let names = names_from(places, &library.path, &library.build_id(), &[self.hidden]);
         is_hidden(&names)
     }
 
@@ -124,7 +118,7 @@ fn below_a_folder_modules_are_found_by_path_and_by_name_and_nowhere_else() {
     let library = Library::new(&["-g"]);
     let (lookup, id) = (library.inside("hidden"), library.build_id());
     let is_named = |dir: &TempDir, id: &[u8]| {
-        let names = names_from(below(dir), &library.path, id, None, &[lookup]);
+        let names = names_from(below(dir), &library.path, id, &[lookup]);
         is_hidden(&names)
     };
     let (by_path, by_name, empty) = (
@@ -243,7 +237,7 @@ int main(int count, char **argv) { return outer(count); }
     let start = crate::inside(&bytes, "outer") - 5;
     let places: Vec<u64> = (start..start + 16).collect();
     let is_whole = |path: &Path| {
-        let names = names(path, &id, None, &places);
+        let names = names(path, &id, &places);
         names.iter().any(|n| functions(n) == ["within", "outer"])
     };
     assert!(!is_whole(&program), "the greater part is elsewhere");
@@ -328,7 +322,7 @@ __attribute__((noinline)) int outer(struct pool_with_a_name *pool, int number) {
     let debug = format!("usr/lib/debug/.build-id/{}/{}.debug", &hex[..2], &hex[2..]);
     put(&dir.path().join("a.debug"), root.path(), debug);
     let knows_inlined = || {
-        let names = names_from(below(&root), &library, &id, None, &places);
+        let names = names_from(below(&root), &library, &id, &places);
         names.iter().any(|n| functions(n) == ["within", "outer"])
     };
     assert!(!knows_inlined());
