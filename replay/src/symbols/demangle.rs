@@ -15,10 +15,15 @@ const MAX_NAME: usize = 2048;
 #[must_use]
 pub fn demangle(name: &str) -> String {
     // What glibc calls its own entry points inside.
-    let name = name.strip_prefix("__GI_").unwrap_or(name);
+    let plain = name.strip_prefix("__GI_");
+    let name = plain.filter(|plain| !plain.is_empty()).unwrap_or(name);
     // What LLVM adds to names that it made visible.
     let name = match name.rsplit_once(".llvm.") {
-        Some((plain, number)) if number.bytes().all(|b| b.is_ascii_digit()) => plain,
+        Some((plain, number))
+            if !plain.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) =>
+        {
+            plain
+        }
         _ => name,
     };
     let mut out = Bounded::default();
@@ -114,6 +119,8 @@ mod tests {
                 "core::fmt::Write::write_str",
             ),
             ("grow.llvm.x", "grow.llvm.x"),
+            ("__GI_", "__GI_"),
+            (".llvm.1", ".llvm.1"),
         ] {
             assert_eq!(demangle(name), readable);
         }
