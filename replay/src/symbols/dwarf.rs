@@ -97,6 +97,7 @@ impl Dwarf {
                     let part = self.package.as_ref().and_then(|package| {
                         let part = package.find_cu(load.dwo_id, &load.parent).ok()??;
                         check(&part, &self.budget)?;
+                        #[expect(clippy::arc_with_non_send_sync, reason = "the parser wants one")]
                         Some(Arc::new(part))
                     });
                     lookup = continuation.resume(part);

@@ -5,9 +5,10 @@
 //! sections unpack to a bounded size, whatever their headers say.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use lzma_rust2::XzReader;
 use object::elf::{
     ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, FileHeader32, FileHeader64, NT_GNU_BUILD_ID,
     R_X86_64_RELATIVE, SHF_COMPRESSED, SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_NOTE, SHT_RELA,
@@ -15,7 +16,7 @@ use object::elf::{
     SymbolType,
 };
 use object::read::elf::{CompressionHeader, FileHeader, SectionHeader};
-use object::{Endianness, FileKind, ReadCache};
+use object::{Endianness, FileKind, ReadCache, ReadCacheOps};
 
 /// A larger file is no module that anybody runs.
 const MAX_FILE: u64 = 8 << 30;
@@ -29,6 +30,8 @@ const MAX_NOTES: u64 = 1 << 20;
 const MAX_LINK: u64 = 4096;
 /// Debug information packs by a factor of three to six. Beyond this one it is a trap.
 const MAX_PACKING: u64 = 64;
+/// What unpacking a small symbol table may take beside it, KiB. `xz -9` takes 64 MiB.
+const MAX_DICTIONARY_KIB: u32 = 128 << 10;
 
 /// An open ELF file.
 #[derive(Debug)]
@@ -43,8 +46,16 @@ pub struct Image {
     pub is_64: bool,
     /// Its sections, in the file's order, so that symbols find theirs by number.
     pub sections: Vec<Section>,
-    file: File,
+    data: Data,
     length: u64,
+}
+
+/// Where an image's bytes are.
+#[derive(Debug)]
+enum Data {
+    File(File),
+    /// Inside of another file, unpacked.
+    Memory(Vec<u8>),
 }
 
 /// A part of the file.
@@ -109,13 +120,28 @@ impl Image {
         if !meta.is_file() || meta.len() > MAX_FILE {
             return Err(io::Error::other("not a regular file of a sensible size"));
         }
-        let data = ReadCache::new(file.try_clone()?);
-        let (endian, is_64, sections) = match FileKind::parse(&data) {
-            Ok(FileKind::Elf64) => sections::<FileHeader64<Endianness>>(&data)
-                .map(|(endian, sections)| (endian, true, sections)),
-            Ok(FileKind::Elf32) => sections::<FileHeader32<Endianness>>(&data)
-                .map(|(endian, sections)| (endian, false, sections)),
-            _ => return Err(io::Error::other("not an ELF file")),
+        Image::read(path, Data::File(file), meta.len())
+    }
+
+    /// The small symbol table that some distributions leave in stripped files: all functions that are not
+    /// exported, packed (`.gnu_debugdata`).
+    pub fn inner(&self) -> Option<Image> {
+        let section = self.section(".gnu_debugdata")?;
+        let packed = self.bytes(section, MAX_TABLE)?;
+        let most = MAX_PACKING
+            .saturating_mul(packed.len() as u64)
+            .min(MAX_TABLE);
+        let unpacked = XzReader::new_mem_limit(packed.as_slice(), false, MAX_DICTIONARY_KIB);
+        let mut bytes = Vec::new();
+        unpacked.take(most).read_to_end(&mut bytes).ok()?;
+        let length = bytes.len() as u64;
+        Image::read(&self.path, Data::Memory(bytes), length).ok()
+    }
+
+    fn read(path: &Path, data: Data, length: u64) -> io::Result<Image> {
+        let (endian, is_64, sections) = match &data {
+            Data::File(file) => all_sections(&ReadCache::new(file)),
+            Data::Memory(bytes) => all_sections(&ReadCache::new(io::Cursor::new(bytes))),
         }
         .map_err(io::Error::other)?;
         let mut image = Image {
@@ -124,8 +150,8 @@ impl Image {
             endian,
             is_64,
             sections,
-            file,
-            length: meta.len(),
+            data,
+            length,
         };
         image.build_id = image.read_build_id().unwrap_or_default();
         Ok(image)
@@ -166,10 +192,19 @@ impl Image {
     }
 
     /// The file's own bytes from `offset` on.
-    fn from(&self, offset: u64) -> io::Result<io::BufReader<&File>> {
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(offset))?;
-        Ok(io::BufReader::new(file))
+    fn from(&self, offset: u64) -> io::Result<Box<dyn BufRead + '_>> {
+        Ok(match &self.data {
+            Data::File(file) => {
+                let mut file = file;
+                Seek::seek(&mut file, SeekFrom::Start(offset))?;
+                Box::new(io::BufReader::new(file))
+            }
+            Data::Memory(bytes) => {
+                let start = usize::try_from(offset).ok();
+                let rest = start.and_then(|start| bytes.get(start..));
+                Box::new(rest.unwrap_or_default())
+            }
+        })
     }
 
     /// A number of the file's, at a place in some of its bytes.
@@ -317,10 +352,23 @@ impl Image {
     }
 }
 
-/// A file's byte order and its sections.
-fn sections<Elf>(data: &ReadCache<File>) -> object::read::Result<(Endianness, Vec<Section>)>
+/// A file's byte order, whether its addresses have 64 bits, and its sections.
+fn all_sections<R: ReadCacheOps>(
+    data: &ReadCache<R>,
+) -> object::read::Result<(Endianness, bool, Vec<Section>)> {
+    let is_64 = FileKind::parse(data)? == FileKind::Elf64;
+    let (endian, sections) = match is_64 {
+        true => sections::<FileHeader64<Endianness>, R>(data)?,
+        // What is neither is refused there.
+        false => sections::<FileHeader32<Endianness>, R>(data)?,
+    };
+    Ok((endian, is_64, sections))
+}
+
+fn sections<Elf, R>(data: &ReadCache<R>) -> object::read::Result<(Endianness, Vec<Section>)>
 where
     Elf: FileHeader<Endian = Endianness>,
+    R: ReadCacheOps,
 {
     let header = Elf::parse(data)?;
     let endian = header.endian()?;

@@ -33,6 +33,7 @@ pub use source::Places;
 
 use demangle::{demangle, is_mangled};
 use dwarf::Dwarf;
+use elf::Image;
 use go::GoTable;
 use symtab::{Found, Symbols};
 
@@ -126,7 +127,8 @@ fn quality(name: &Name) -> (bool, bool, usize) {
 impl Knowledge {
     fn of(places: &Places, module: &Module<'_>) -> Knowledge {
         let files = places.find(module);
-        let images = [files.debug.as_ref(), files.own.as_ref()];
+        let inner = files.own.as_ref().and_then(Image::inner);
+        let images = [files.debug.as_ref(), files.own.as_ref(), inner.as_ref()];
         let mut images = images.into_iter().flatten();
         let (alt, package) = (files.alt.as_ref(), files.package.as_ref());
         Knowledge {

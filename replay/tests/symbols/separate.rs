@@ -1,12 +1,14 @@
 //! Debug information that lies elsewhere: by build id, by link, in packages; here or below a folder.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use lzma_rust2::{XzOptions, XzWriter};
 use maptrail_replay::symbols::Places;
-use maptrail_tracelog::record::Name;
+use maptrail_tracelog::record::{Name, NameSource};
 use object::Object;
 use tempfile::TempDir;
 
@@ -335,4 +337,40 @@ __attribute__((noinline)) int outer(struct pool_with_a_name *pool, int number) {
     // Another file than the one that was meant.
     put(&library, root.path(), "usr/lib/debug/.dwz/shared");
     assert!(!knows_inlined());
+}
+
+/// The library with a small symbol table of what it does not export, as GDB's manual makes one.
+#[test]
+fn a_small_symbol_table_inside_of_the_file_names_what_is_not_exported() {
+    let split = Split::new();
+    let dir = split.library.dir.path();
+    let (mini, packed) = (dir.join("mini"), dir.join("mini.xz"));
+    let options = ["-S", "--keep-symbol=hidden", "--remove-section=.comment"];
+    objcopy(&options, &split.debug, &mini);
+    let mut writer = XzWriter::new(Vec::new(), XzOptions::default()).expect("a packer");
+    let bytes = fs::read(&mini).expect("a file");
+    writer.write_all(&bytes).expect("packed");
+    let add = |packed: &Path, bytes: &[u8]| {
+        fs::write(packed, bytes).expect("written");
+        let add = format!("--add-section=.gnu_debugdata={}", packed.display());
+        run(Command::new("objcopy")
+            .args(["--remove-section=.gnu_debugdata", &add])
+            .arg(&split.library.path));
+        let id = split.library.build_id();
+        let names = names(&split.library.path, &id, &[split.hidden]);
+        (functions(&names[0]).concat(), names[0].source)
+    };
+    let mut bytes = writer.finish().expect("packed");
+    let named = ("hidden".to_owned(), NameSource::Symbols);
+    assert_eq!(add(&packed, &bytes), named);
+    for at in (0..bytes.len()).step_by(7) {
+        bytes[at] ^= 0x15;
+        add(&packed, &bytes);
+        bytes[at] ^= 0x15;
+    }
+    bytes.truncate(bytes.len() / 2);
+    assert_ne!(add(&packed, &bytes), named);
+    let mut mountain = XzWriter::new(Vec::new(), XzOptions::default()).expect("a packer");
+    mountain.write_all(&vec![0; 4 << 20]).expect("packed");
+    assert_ne!(add(&packed, &mountain.finish().expect("packed")), named);
 }
