@@ -1,7 +1,7 @@
 //! What a symbol reaches is its; what is past it may be anybody's, and is said to be near it.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use maptrail_tracelog::record::{Name, NameSource};
@@ -21,7 +21,7 @@ fn assemble(source: &str) -> (TempDir, PathBuf) {
 }
 
 /// The address of a symbol.
-fn address(file: &PathBuf, symbol: &str) -> u64 {
+fn address(file: &Path, symbol: &str) -> u64 {
     let bytes = fs::read(file).expect("a file");
     let file = object::File::parse(&*bytes).expect("an ELF file");
     let mut symbols = file.symbols().chain(file.dynamic_symbols());
@@ -38,7 +38,7 @@ fn told(name: &Name) -> String {
     }
 }
 
-fn all_told(file: &PathBuf, places: &[u64]) -> Vec<String> {
+fn all_told(file: &Path, places: &[u64]) -> Vec<String> {
     names_of(file, places).iter().map(told).collect()
 }
 
