@@ -129,14 +129,14 @@ impl Knowledge {
         let files = places.find(module);
         let inner = files.own.as_ref().and_then(Image::inner);
         let images = [files.debug.as_ref(), files.own.as_ref(), inner.as_ref()];
-        let mut images = images.into_iter().flatten();
+        let images = images.into_iter().flatten();
         let (alt, package) = (files.alt.as_ref(), files.package.as_ref());
         Knowledge {
             symbols: Symbols::of(images.clone()),
             go: files.own.as_ref().and_then(GoTable::load),
             dwarf: images
-                .find(|image| image.has_debug())
-                .and_then(|image| Dwarf::load(image, alt, package)),
+                .filter(|image| image.has_debug())
+                .find_map(|image| Dwarf::load(image, alt, package)),
         }
     }
 
