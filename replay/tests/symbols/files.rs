@@ -1,14 +1,16 @@
 //! Names from a module's own file: whole, stripped, linked to another, replaced, read once.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use maptrail_replay::symbols::{Places, Symboliser, name_log};
+use maptrail_replay::leaks::{Options, leaks};
+use maptrail_replay::symbols::{Names, Places, Symboliser, name_log};
 use maptrail_tracelog::reader::LogReader;
 use maptrail_tracelog::record::{Body, Header, Mechanism, NameSource, Record, StackNode};
 use maptrail_tracelog::types::{FileId, ModuleId, Nanos, StackId, Stamp};
 use maptrail_tracelog::writer::{Chunk, LogWriter};
+use tempfile::TempDir;
 
 use crate::{Library, Logged, build_id, functions, names, run};
 
@@ -103,9 +105,8 @@ fn a_file_is_read_once() {
     assert!(functions(&names[1]).contains(&"outer"));
 }
 
-#[test]
-fn a_log_gets_the_names_that_it_lacks_and_better_ones() {
-    let library = Library::new(&["-g"]);
+/// Writes a log whose stacks 1, 2, ... are one place in the library each.
+fn new_log(library: &Library, places: &[u64]) -> PathBuf {
     let log = library.dir.path().join("log");
     let header = Header {
         writer: "0".into(),
@@ -127,35 +128,95 @@ fn a_log_gets_the_names_that_it_lacks_and_better_ones() {
         ns: Nanos(0),
         body,
     });
-    let node = |offset| StackNode {
-        parent: StackId(0),
+    // Callers are looked up one byte before the place that they come back to.
+    let node = |place| StackNode {
+        parent: StackId::NONE,
         module: ModuleId(1),
-        offset,
+        offset: place + 1,
         flags: 0,
     };
     let chunk = Chunk {
         records: records.collect(),
-        nodes: vec![node(library.inside("outer") + 1), node(3)],
+        nodes: places.iter().copied().map(node).collect(),
         ..Chunk::default()
     };
-    let mut writer =
-        LogWriter::create(fs::File::create(&log).expect("a file"), &header).expect("a log");
+    let file = fs::File::create(&log).expect("a file");
+    let mut writer = LogWriter::create(file, &header).expect("a log");
     writer.write_chunk(&chunk).expect("written");
     writer.finish().expect("finished");
-    let name = |places: &Places| {
-        let named = name_log(&log, places, |_| None).expect("named");
+    log
+}
+
+fn open_log(log: &Path) -> LogReader<fs::File> {
+    LogReader::open(fs::File::open(log).expect("a file")).expect("a log")
+}
+
+#[test]
+fn a_log_gets_the_names_that_it_lacks_and_better_ones() {
+    let library = Library::new(&["-g"]);
+    let log = new_log(&library, &[library.inside("outer"), 2]);
+    let name = || {
+        let named = name_log(&log, &Places::Machine, |_| None).expect("named");
         (named.places, named.before, named.added)
     };
     let original = library.bytes();
     library.strip();
-    assert_eq!(name(&Places::Machine), (2, 0, 1));
-    assert_eq!(name(&Places::Machine), (2, 1, 0));
+    assert_eq!(name(), (2, 0, 1));
+    assert_eq!(name(), (2, 1, 0));
     // With debug information there is more to tell.
     fs::write(&library.path, original).expect("written");
-    assert_eq!(name(&Places::Machine), (2, 1, 1));
-    assert_eq!(name(&Places::Machine), (2, 1, 0));
-    let mut reader = LogReader::open(fs::File::open(&log).expect("a file")).expect("a log");
-    let names = reader.names().expect("names");
+    assert_eq!(name(), (2, 1, 1));
+    assert_eq!(name(), (2, 1, 0));
+    let names = open_log(&log).names().expect("names");
     let last = names.last().expect("names");
     assert!(functions(last).contains(&"outer") && last.frames[0].line.is_some());
+}
+
+#[test]
+fn views_take_better_names_from_a_folder_and_the_rest_from_the_log() {
+    let library = Library::new(&["-g"]);
+    let (outer, hidden) = (library.inside("outer"), library.inside("hidden"));
+    let log = new_log(&library, &[outer, hidden]);
+    let dir = TempDir::new().expect("a folder");
+    fs::copy(&library.path, dir.path().join("lib.so")).expect("copied");
+    let nothing = TempDir::new().expect("a folder");
+    library.strip();
+    let told = |places: Option<Places>| {
+        let mut log = open_log(&log);
+        let (_, world) = leaks(&mut log, Options::default()).expect("readable");
+        let names = log.names().expect("names");
+        let mut names = match places {
+            Some(places) => Names::with_files(names, places),
+            None => Names::from_log(names),
+        };
+        [1, 2].map(|stack| {
+            let frames = names.stack(&world, StackId(stack), None);
+            let frame = frames.last().expect("a frame");
+            let near = if frame.near { "near " } else { "" };
+            let line = if frame.line.is_some() {
+                " with a line"
+            } else {
+                ""
+            };
+            frame
+                .function
+                .as_ref()
+                .map_or("nothing".to_owned(), |f| format!("{near}{f}{line}"))
+        })
+    };
+    let below = |dir: &TempDir| Some(Places::below(dir.path()).expect("a folder"));
+    let [exported, neighbour] = told(Some(Places::Machine));
+    assert_eq!(exported, "outer");
+    assert!(neighbour.starts_with("near ") || neighbour == "nothing");
+    assert_eq!(told(None), ["nothing", "nothing"]);
+    assert_eq!(told(below(&nothing)), ["nothing", "nothing"]);
+    name_log(&log, &Places::Machine, |_| None).expect("named");
+    let logged = [exported, neighbour];
+    for places in [None, Some(Places::Machine), below(&nothing)] {
+        assert_eq!(told(places), logged);
+    }
+    let whole = ["outer with a line", "hidden with a line"];
+    assert_eq!(told(below(&dir)), whole);
+    name_log(&log, &below(&dir).expect("places"), |_| None).expect("named");
+    assert_eq!(told(None), whole);
 }
