@@ -129,12 +129,11 @@ fn endian(image: &Image) -> RunTimeEndian {
 
 /// A section's bytes; empty if the file has none. Fails if there is no room for it.
 fn load(image: &Image, name: &str, budget: &Budget, room: &mut u64) -> gimli::Result<Bytes> {
-    let old = || image.section(&name.replacen(".debug_", ".zdebug_", 1));
-    let bytes = match image.section(name).filter(|_| is_needed(name)) {
+    let old = name.replacen(".debug_", ".zdebug_", 1);
+    let section = image.section(name).or_else(|| image.section(&old));
+    let bytes = match section.filter(|_| is_needed(name)) {
         Some(section) => image.bytes(section, *room),
-        None => old()
-            .filter(|_| is_needed(name))
-            .map_or(Some(Vec::new()), |section| image.bytes(section, *room)),
+        None => Some(Vec::new()),
     };
     let bytes = bytes.ok_or(gimli::Error::TypeMismatch)?;
     *room = room.saturating_sub(bytes.len() as u64);
