@@ -32,7 +32,7 @@ pub struct Frame {
     pub inlined: bool,
     /// Found without unwind information: plausible, not proved.
     pub guessed: bool,
-    /// The stack goes on past this frame; the unwinder could not. Never where a thread begins.
+    /// The stack goes on past this frame; the unwinder could not.
     pub truncated: bool,
 }
 
@@ -63,17 +63,6 @@ impl Frame {
     /// Whether it lies in a library that calls for somebody else's language.
     fn is_bridge(&self) -> bool {
         libraries::is_bridge(self.module_name())
-    }
-
-    /// Whether a thread begins here: nothing called the entry points of a program and of the loader,
-    /// and some say so in a way that unwinders do not understand.
-    fn is_thread_root(&self) -> bool {
-        let module = self.module_name();
-        // A library may have a function of that name for its own purposes; a program has the one.
-        let is_program = !module.ends_with(".so") && !module.contains(".so.");
-        // They are assembly, which does not always tell its length: near them is in them.
-        (libraries::is_loader(module) || is_program)
-            && matches!(self.function.as_deref(), Some("_start" | "_dl_start_user"))
     }
 
     /// Whether a name of its own is known.
@@ -282,8 +271,7 @@ impl Names {
             }
         }
         if let Some(outermost) = frames.last_mut() {
-            outermost.truncated =
-                node.flags & StackNode::TRUNCATED != 0 && !outermost.is_thread_root();
+            outermost.truncated = node.flags & StackNode::TRUNCATED != 0;
         }
     }
 
@@ -392,37 +380,6 @@ mod tests {
     }
 
     #[test]
-    fn a_stack_that_reaches_the_root_of_its_thread_is_whole() {
-        let module = ModuleId(1);
-        let truncated = |function: &str| {
-            let mut world = World::default();
-            let node = StackNode {
-                parent: StackId::NONE,
-                module,
-                offset: 0x10,
-                flags: StackNode::TRUNCATED,
-            };
-            let lookup = node.lookup();
-            world.nodes.append(StackId(1), &mut vec![node]);
-            let named = NamedFrame {
-                function: function.to_owned(),
-                file: None,
-                line: None,
-            };
-            let name = Name {
-                module,
-                lookup,
-                source: NameSource::Symbols,
-                frames: vec![named],
-            };
-            let frames = Names::from_log(vec![name]).stack(&world, StackId(1), None);
-            frames.iter().map(|f| f.truncated).collect::<Vec<_>>()
-        };
-        assert_eq!(truncated("_start"), [false]);
-        assert_eq!(truncated("main"), [true]);
-    }
-
-    #[test]
     fn a_path_leads_as_far_as_to_a_script() {
         let node = [
             "__mmap64@libc.so.6",
@@ -489,20 +446,5 @@ mod tests {
         assert_eq!(told(Some(3)), [none("0x30"), none("0x20"), none("0x10")]);
         let all = ["alone (JIT)".into(), none("0x20"), "same (JIT)".into()];
         assert_eq!(told(None), all);
-    }
-
-    #[test]
-    fn threads_begin_in_programs_and_loaders() {
-        for (text, is_root) in [
-            ("_start@worker", true),
-            ("_dl_start_user@ld-linux-x86-64.so.2", true),
-            ("_start@ld-musl-x86_64.so.1", true),
-            ("_start@libown.so.1", false),
-            ("_start@_own.cpython-311-x86_64-linux-gnu.so", false),
-            ("main@worker", false),
-            ("@worker", false),
-        ] {
-            assert_eq!(frame(text).is_thread_root(), is_root, "{text}");
-        }
     }
 }
