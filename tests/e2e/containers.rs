@@ -179,7 +179,8 @@ fn a_perf_map_of_a_container_is_found_by_the_pid_inside_of_it() {
     let args = ["code_of_a_container", "100000000", "4096", "500"];
     let (_container, target) = contained(&stage, &victim("jit"), &args);
     until("it has written its perf map", || {
-        stage.path("root/tmp/perf-1.map").metadata().ok()
+        let map = fs::read_to_string(stage.path("root/tmp/perf-1.map")).ok()?;
+        map.ends_with("code_of_a_container\n").then_some(())
     });
     let log = stage.path("log");
     let run = Run::of(&mut attach(target, &log, "1s"));

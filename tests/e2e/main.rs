@@ -21,4 +21,5 @@ mod modules;
 mod programs;
 mod signals;
 mod survival;
+mod symbols;
 mod windows;
