@@ -41,12 +41,10 @@ fn names_come_later_from_a_folder() {
     // The files of this machine are not asked, although they are the ones.
     assert_eq!(named(&leaks(&empty)), [""; 0]);
     let found = named(&leaks(&full));
-    assert_eq!(
-        found.first().map(String::as_str),
-        Some("leak_raw"),
-        "{found:?}"
-    );
-    assert!(found.iter().any(|function| function == "main"), "{found:?}");
+    let mut outwards = found.iter();
+    for function in ["leak_raw", "decode_frame", "main"] {
+        assert!(outwards.any(|f| f == function), "{found:?}");
+    }
 
     // Put into the log they need no files any more.
     let symbolize = |symfs: &Path| {

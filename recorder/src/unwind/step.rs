@@ -165,7 +165,9 @@ impl Cursor {
             return Err(End::Truncated(Cut::LostRegister));
         }
         *self = caller;
-        Ok(if rule.entered == Entered::Signal {
+        // What goes on at an address in a register may have left its frame already.
+        let has_left = matches!(rule.return_address, Saved::Register(_));
+        Ok(if rule.entered == Entered::Signal || has_left {
             Origin::Anywhere
         } else {
             origin
