@@ -62,7 +62,7 @@ pub fn name_log(
         .map_err(NameLogError::Io)?;
     let asked = collect(&mut LogReader::open(io::BufReader::new(&mut file))?)?;
     let mut done = Named::default();
-    let mut writer = LogWriter::append(file)?;
+    let mut found = Vec::new();
     for (id, lookups) in asked.lookups {
         done.places += lookups.len() as u64;
         done.before += lookups.values().flatten().count() as u64;
@@ -86,9 +86,14 @@ pub fn name_log(
             !name.frames.is_empty() && old.is_none_or(|old| quality(name) > quality(old))
         });
         done.added += names.len() as u64;
-        writer.write_names(&names)?;
+        found.extend(names);
     }
-    writer.finish()?;
+    // A log that learns nothing stays as it is.
+    if !found.is_empty() {
+        let mut writer = LogWriter::append(file)?;
+        writer.write_names(&found)?;
+        writer.finish()?;
+    }
     Ok(done)
 }
 
