@@ -61,6 +61,10 @@ impl Calls {
 }
 
 impl Unwinder {
+    fn is_behind_call(&mut self, pc: u64, space: &AddressMap, mem: &mut impl TargetMemory) -> bool {
+        self.calls.precede(pc, &self.modules, space, mem)
+    }
+
     /// Whether code that has a file, or not, may have been called from before `pc`. Interpreters call with a
     /// jump, and put where to go on afterwards on the stack; compilers that work while a program runs know
     /// of it.
@@ -73,7 +77,34 @@ impl Unwinder {
     ) -> bool {
         let is_without_file =
             || (space.lookup(pc.wrapping_sub(1))).is_some_and(|code| code.module.0 == 0);
-        self.calls.precede(pc, &self.modules, space, mem) || (!has_file && is_without_file())
+        self.is_behind_call(pc, space, mem) || (!has_file && is_without_file())
+    }
+
+    /// Whether a caller that was found on the stack has a caller, or needs none: what was left behind by
+    /// functions that have returned leads nowhere. Of code without unwind information nobody can tell.
+    fn goes_on_from(
+        &mut self,
+        caller: &Cursor,
+        space: &AddressMap,
+        stack: &mut StackCopy,
+        mem: &mut impl TargetMemory,
+    ) -> bool {
+        let svma = caller.rip.wrapping_sub(1);
+        let Some(code) = space.lookup(svma).filter(|code| code.module.0 != 0) else {
+            return true;
+        };
+        let svma = svma.wrapping_sub(code.bias);
+        let mut next = caller.clone();
+        let stepped = match *self.rules.at(&self.modules, code.module, svma, true) {
+            Rule::Usual(usual) => next.step_usual(&usual, stack, mem),
+            Rule::General(index) => match self.rules.general(index) {
+                Some(general) => next.step_general(general, stack, mem),
+                None => return false,
+            },
+            Rule::Bad => return false,
+            Rule::Root | Rule::Read(_) | Rule::Unknown => return true,
+        };
+        stepped.is_ok() && (next.rip == 0 || self.is_behind_call(next.rip, space, mem))
     }
 }
 
@@ -155,22 +186,24 @@ impl Walk {
         stack: &mut StackCopy,
         mem: &mut impl TargetMemory,
     ) -> Option<Cursor> {
-        let modules = &unwinder.modules;
         let sp = self.cursor.rsp();
         let mut below = None;
         for at in (0..SEARCHED).map(|word| sp.wrapping_add(8 * word)) {
             let word = stack.read_u64(at, mem)?;
-            if unwinder.calls.precede(word, modules, space, mem) {
+            if unwinder.is_behind_call(word, space, mem) {
                 let above = at.wrapping_add(8);
                 let own = self.cursor.rbp();
                 let is_frame = |rbp: &u64| (above..above.wrapping_add(FRAME)).contains(rbp);
                 // What was saved last lies below the return address; else nobody changed it.
                 let mut rbp = below.filter(is_frame).filter(|rbp| {
                     let behind = stack.read_u64(rbp.wrapping_add(8), mem);
-                    behind.is_some_and(|pc| unwinder.calls.precede(pc, modules, space, mem))
+                    behind.is_some_and(|pc| unwinder.is_behind_call(pc, space, mem))
                 });
                 rbp = rbp.or(own.filter(is_frame));
-                return Some(self.cursor.returned(at, word, rbp));
+                let caller = self.cursor.returned(at, word, rbp);
+                if unwinder.goes_on_from(&caller, space, stack, mem) {
+                    return Some(caller);
+                }
             }
             below = Some(word);
         }

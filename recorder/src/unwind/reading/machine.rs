@@ -119,6 +119,10 @@ impl State {
                 let value = self.operand(instruction, 0);
                 self.push(value);
             }
+            (Mnemonic::Pushfq, _) => self.push(None),
+            (Mnemonic::Popfq, _) => {
+                self.pop();
+            }
             (Mnemonic::Pop, Some(register)) => {
                 let value = self.pop();
                 self.set(register, value);
