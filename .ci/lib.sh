@@ -79,6 +79,7 @@ needs() {
                 command -v musl-gcc >/dev/null || missing+=(musl-tools)
                 command -v go >/dev/null || missing+=(golang-go)
                 command -v openssl >/dev/null || missing+=(openssl)
+                command -v dwz >/dev/null || missing+=(dwz)
                 ;;
             lint)
                 command -v shellcheck >/dev/null || missing+=(shellcheck)
