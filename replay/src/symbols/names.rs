@@ -50,14 +50,13 @@ impl Frame {
         }
     }
 
-    /// Whether it lies in libc, the loader or an allocator: on the way, rarely the cause.
+    /// Whether it lies in libc, the loader, an allocator or a language's runtime: on the way, rarely the
+    /// cause.
     #[must_use]
     pub fn is_plumbing(&self) -> bool {
+        let function = self.function.as_deref().filter(|_| !self.near);
         libraries::is_plumbing(self.module_name())
-            || self
-                .function
-                .as_deref()
-                .is_some_and(|f| f.starts_with("operator new") || f.starts_with("__rust_alloc"))
+            || function.is_some_and(libraries::is_plumbing_function)
     }
 
     /// Whether it lies in a library that calls for somebody else's language.
@@ -72,14 +71,8 @@ impl Frame {
 
     /// Whether it does no more than hand the call to the kernel.
     fn is_wrapper(&self) -> bool {
-        let name = self.function.as_deref().unwrap_or_default();
-        let name = name.trim_start_matches('_');
-        self.is_plumbing()
-            && [
-                "mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "sbrk", "syscall",
-            ]
-            .iter()
-            .any(|wrapper| name.trim_end_matches("64") == *wrapper)
+        let function = self.function.as_deref();
+        self.is_plumbing() && function.is_some_and(libraries::is_wrapper)
     }
 
     /// What to call the frame in running text: its function, or the place in its module.
