@@ -15,10 +15,13 @@ use super::rules::{General, Rule};
 use super::step::{Cursor, Origin};
 use super::{Cut, End, Unwinder, Walk};
 
+/// Places whose answer is kept: what lies on a stack may be any.
+const MAX_KNOWN: usize = 1 << 18;
 /// Words of the stack that are searched for a return address.
 const SEARCHED: u64 = 512;
 /// How far up the stack a frame pointer may point to be believed, bytes.
 const FRAME: u64 = 1 << 20;
+
 /// Which return addresses follow a call, as far as that was asked.
 #[derive(Default)]
 pub(super) struct Calls(FxHashMap<(ModuleId, u64), bool>);
@@ -54,6 +57,9 @@ impl Calls {
         };
         // Memory without a file may hold a call tomorrow.
         if is_behind_call || code.module.0 != 0 {
+            if self.0.len() >= MAX_KNOWN {
+                self.0.clear();
+            }
             self.0.insert(place, is_behind_call);
         }
         is_behind_call

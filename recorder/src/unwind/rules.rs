@@ -135,6 +135,9 @@ impl UnwindContextStorage<usize> for Rows {
 /// Slots of the table in front of the map of rules; a power of two.
 const RECENT: usize = 2048;
 
+/// Rules that are kept.
+const MAX_KNOWN: usize = 1 << 18;
+
 /// Rules of memory without a file that are kept; programs may write new code for ever.
 const MAX_WITHOUT_FILE: usize = 1 << 16;
 
@@ -157,6 +160,14 @@ struct Recent {
     rule: Rule,
 }
 
+impl Recent {
+    const EMPTY: Recent = Recent {
+        svma: 0,
+        module: ModuleId(0),
+        rule: Rule::Unknown,
+    };
+}
+
 /// A rule before it is stored.
 enum Compiled {
     Short(Rule),
@@ -165,13 +176,8 @@ enum Compiled {
 
 impl Rules {
     pub fn new() -> Rules {
-        let empty = Recent {
-            svma: 0,
-            module: ModuleId(0),
-            rule: Rule::Unknown,
-        };
         Rules {
-            recent: Box::new([empty; RECENT]),
+            recent: Box::new([Recent::EMPTY; RECENT]),
             known: FxHashMap::default(),
             without_file: FxHashMap::default(),
             general: Vec::new(),
@@ -206,10 +212,16 @@ impl Rules {
         svma: u64,
         after_call: bool,
     ) -> Rule {
-        match self.known.get(&(module, svma)) {
-            Some(rule) => *rule,
-            None => self.learn(modules, module, svma, after_call),
+        if let Some(rule) = self.known.get(&(module, svma)) {
+            return *rule;
         }
+        // Code has an end, and calls fewer; but what lies on a stack may be anything.
+        if self.known.len() >= MAX_KNOWN {
+            self.known.clear();
+            self.general.clear();
+            self.recent.fill(Recent::EMPTY);
+        }
+        self.learn(modules, module, svma, after_call)
     }
 
     /// How code in memory without a file gets from `pc` to its caller, if it says so.
