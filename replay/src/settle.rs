@@ -43,7 +43,8 @@ pub fn likeliest(
         space,
         checkpoint,
         files,
-        mapped: mapped(checkpoint),
+        mapped: joined(checkpoint.vmas.iter().map(|vma| vma.range)),
+        given_up: joined(given_up(unfinished)),
         acted: vec![Vec::new(); unfinished.len()],
         trials: MAX_WORK / (things + 1),
     };
@@ -76,6 +77,8 @@ struct Search<'a> {
     files: &'a Files,
     /// What the kernel has mapped, ascending, neighbours joined.
     mapped: Vec<Range>,
+    /// What the calls may have released, in the same way.
+    given_up: Vec<Range>,
     /// For each call, what it is thought to have done.
     acted: Vec<Form>,
     /// How often one may still look through all regions and calls: to think of what a call may have
@@ -232,28 +235,41 @@ impl Search<'_> {
 
     /// Where the kernel may have put `len` bytes, which are still there: where it has something that
     /// the model has not, or where another of the calls may have made room; at either end, and over
-    /// it.
+    /// it. It never puts them where something is.
     fn places(&self, len: u64, difference: &Comparison) -> Vec<u64> {
         let len = len.div_ceil(PAGE).saturating_mul(PAGE);
-        let given_up = self
-            .unfinished
-            .iter()
-            .filter(|event| matches!(event.call.effect(), Effect::Unmap | Effect::Remap))
-            .filter_map(|event| Range::pages(event.args[0], event.args[1]));
         difference
             .missing_ranges()
-            .chain(given_up)
+            .chain(given_up(self.unfinished))
             .flat_map(|range| [range.start.0, range.end.0.saturating_sub(len)])
-            .filter(|start| self.is_mapped(*start, len))
+            .filter_map(|start| Range::pages(start, len))
+            .filter(|range| lies_in(*range, &self.mapped) && self.may_be_free(*range))
+            .map(|range| range.start.0)
             .take(MAX_PLACES)
             .collect()
     }
 
-    fn is_mapped(&self, start: u64, len: u64) -> bool {
-        let after = self.mapped.partition_point(|range| range.start.0 <= start);
-        let below = after.checked_sub(1).and_then(|at| self.mapped.get(at));
-        below.is_some_and(|range| start.saturating_add(len) <= range.end.0)
+    /// Whether all that the model has in a range before the calls may have been released by them.
+    fn may_be_free(&self, range: Range) -> bool {
+        let there = self.space.touching(range);
+        let mut there = there.filter_map(|region| region.range.intersect(range));
+        there.all(|part| lies_in(part, &self.given_up))
     }
+}
+
+/// What calls may have released.
+fn given_up(unfinished: &[CallEvent]) -> impl Iterator<Item = Range> + '_ {
+    unfinished
+        .iter()
+        .filter(|event| matches!(event.call.effect(), Effect::Unmap | Effect::Remap))
+        .filter_map(|event| Range::pages(event.args[0], event.args[1]))
+}
+
+/// Whether one of some ranges, ascending and disjoint, holds all of `range`.
+fn lies_in(range: Range, ranges: &[Range]) -> bool {
+    let after = ranges.partition_point(|other| other.start <= range.start);
+    let below = after.checked_sub(1).and_then(|at| ranges.get(at));
+    below.is_some_and(|below| range.end <= below.end)
 }
 
 /// A move whose source another call, seen to end, has mapped since: nothing goes from there any
@@ -278,16 +294,18 @@ fn released(event: &CallEvent, difference: &Comparison) -> Form {
         .collect()
 }
 
-/// What the kernel shows, as maximal ranges.
-fn mapped(checkpoint: &Checkpoint) -> Vec<Range> {
-    let mut ranges: Vec<Range> = Vec::new();
-    for vma in &checkpoint.vmas {
-        match ranges.last_mut() {
-            Some(last) if last.end == vma.range.start => last.end = vma.range.end,
-            _ => ranges.push(vma.range),
+/// The same addresses as maximal ranges, ascending.
+fn joined(ranges: impl Iterator<Item = Range>) -> Vec<Range> {
+    let mut ranges: Vec<Range> = ranges.collect();
+    ranges.sort_unstable();
+    let mut joined: Vec<Range> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
         }
     }
-    ranges
+    joined
 }
 
 /// The space as these calls leave it.

@@ -134,6 +134,21 @@ fn unfinished_calls_are_settled_together() {
     assert_eq!(judge(&log).drift_bytes, PAGE);
 }
 
+/// Below a thread's stack and its guard page something new appeared that no call made: an unfinished one of
+/// twice the size has not put itself over the guard.
+#[test]
+fn unfinished_calls_never_mapped_over_what_was_there() {
+    let guard = vma(range(A, 1), "---p");
+    let stack = vma(range(A + PAGE, 8), "rw-p");
+    let mut log = Log::new(&[guard, stack]);
+    let map = [0, 8 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS, u64::MAX, 0];
+    let mapping = log.begin(T1, Call::Mmap, &map);
+    log.finish(mapping, Outcome::Unfinished);
+    let appeared = vma(range(A - 4 * PAGE, 4), "rw-p");
+    log.checkpoint(&[appeared, guard, stack]);
+    assert_eq!(judge(&log).drift_bytes, 4 * PAGE);
+}
+
 /// Only a log that was made to do harm has so many; without bounds this would take for ever.
 #[test]
 fn unfinished_calls_without_number_are_not_all_judged() {
