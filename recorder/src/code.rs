@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 
 use maptrail_tracelog::record::{Body, FileInfo, ModuleInfo, ModuleKind, Vma};
-use maptrail_tracelog::types::{FileId, ModuleId, Range, SpaceId, Tid};
+use maptrail_tracelog::types::{FileId, ModuleId, Perms, Range, SpaceId, Tid};
 use rustc_hash::FxHashSet;
 
 use crate::image;
@@ -19,6 +19,8 @@ use crate::patience::{PATIENCE, within};
 use crate::sys::{memory, open};
 use crate::unwind::{AddressMap, FileKey, ModuleFile, Modules, Whereabouts};
 
+/// So many files that could not be had are remembered.
+const MOST_UNKNOWN: usize = 4096;
 /// Longest vdso that is believed, bytes.
 const VDSO_MAX: u64 = 64 << 10;
 
@@ -30,6 +32,8 @@ pub struct CodeLog {
     files: Vec<FileId>,
     /// (space, module) pairs whose base the log knows.
     bases: FxHashSet<(u32, u32)>,
+    /// Files of which nothing could be had; they are not asked for again.
+    unknown: FxHashSet<FileKey>,
 }
 
 /// The target that a mapping belongs to, and how it came by it.
@@ -72,7 +76,8 @@ impl CodeLog {
         files: &FileTable,
     ) {
         let neighbours = [below, above].into_iter().flatten();
-        for vma in neighbours {
+        // The rest of a module is mapped for this space alone, and most of it is not written.
+        for vma in neighbours.filter(|vma| vma.perms.0 & (Perms::S | Perms::W) == 0) {
             let Some(module) = self.module_of(modules, source, vma, files) else {
                 continue;
             };
@@ -97,7 +102,7 @@ impl CodeLog {
         } else if info.inode == 0 {
             None
         } else {
-            find_file(modules, source, info, vma)
+            self.find_file(modules, source, info, vma)
         }?;
         while self.files.len() < modules.len() {
             self.files.push(vma.file);
@@ -105,6 +110,50 @@ impl CodeLog {
         // What a program writes into a file of its own in memory, and runs, is as good as no file.
         let is_written = info.path.starts_with("/memfd:") && !modules.is_elf(module);
         (!is_written).then_some(module)
+    }
+
+    /// The module of a file that is mapped at `vma`.
+    fn find_file(
+        &mut self,
+        modules: &mut Modules,
+        source: Source,
+        info: &FileInfo,
+        vma: &Vma,
+    ) -> Option<ModuleId> {
+        let key = FileKey {
+            dev: info.dev,
+            inode: info.inode,
+        };
+        if let Some(known) = modules.find(key) {
+            return Some(known);
+        }
+        if self.unknown.contains(&key) {
+            return None;
+        }
+        let (named, range) = (info.clone(), vma.range);
+        let file = within(PATIENCE, move || {
+            open_file(source, &named, range).map(ModuleFile::from)
+        });
+        let module = match file.flatten() {
+            Some(file) => modules.add_file(key, file),
+            None => {
+                let pieces = image::pieces(source.tid, info, vma);
+                if pieces.is_empty() {
+                    if self.unknown.len() >= MOST_UNKNOWN {
+                        self.unknown.clear();
+                    }
+                    self.unknown.insert(key);
+                    return None;
+                }
+                modules.add_pieces(key, pieces)
+            }
+        };
+        let seen = Whereabouts {
+            tid: source.tid,
+            path: info.path.clone(),
+        };
+        modules.was_seen_at(module, seen);
+        Some(module)
     }
 
     /// The next module that was not yet reported here.
@@ -140,41 +189,6 @@ fn vdso(modules: &mut Modules, tid: Tid, vma: &Vma) -> Option<ModuleId> {
     let mut bytes = vec![0; usize::try_from(vma.range.len().min(VDSO_MAX)).ok()?];
     let n = memory::read(tid, vma.range.start.0, &mut bytes);
     Some(modules.add_memory(bytes.get(..n)?))
-}
-
-fn find_file(
-    modules: &mut Modules,
-    source: Source,
-    info: &FileInfo,
-    vma: &Vma,
-) -> Option<ModuleId> {
-    let key = FileKey {
-        dev: info.dev,
-        inode: info.inode,
-    };
-    if let Some(known) = modules.find(key) {
-        return Some(known);
-    }
-    let (named, range) = (info.clone(), vma.range);
-    let file = within(PATIENCE, move || {
-        open_file(source, &named, range).map(ModuleFile::from)
-    });
-    let module = match file.flatten() {
-        Some(file) => modules.add_file(key, file),
-        None => {
-            let pieces = image::pieces(source.tid, info, vma);
-            if pieces.is_empty() {
-                return None;
-            }
-            modules.add_pieces(key, pieces)
-        }
-    };
-    let seen = Whereabouts {
-        tid: source.tid,
-        path: info.path.clone(),
-    };
-    modules.was_seen_at(module, seen);
-    Some(module)
 }
 
 /// The file that a thread mapped at `range`, if it can be opened.

@@ -35,7 +35,7 @@ pub(super) struct Cfi {
 }
 
 /// Opens the separate debug file of a module, if it has one.
-pub(super) type OpenDebugFile<'a> = &'a dyn Fn() -> Option<Source>;
+pub(super) type OpenDebugFile<'a> = &'a dyn Fn() -> Option<&'a Source>;
 
 /// Which of the two formats. They differ in how an FDE names its CIE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +101,8 @@ impl Cfi {
             let load = || {
                 debug_frame(source, layout).or_else(|| {
                     let source = separate()?;
-                    let layout = Layout::read(&source)?;
-                    debug_frame(&source, &layout)
+                    let layout = Layout::read(source)?;
+                    debug_frame(source, &layout)
                 })
             };
             let table = self.debug_frame.get_or_init(load).as_ref()?;

@@ -31,6 +31,7 @@ const SHF_COMPRESSED: u64 = 0x800;
 const ELFCOMPRESS_ZLIB: u32 = 1;
 const ELFCOMPRESS_ZSTD: u32 = 2;
 const NT_GNU_BUILD_ID: u32 = 3;
+const R_X86_64_RELATIVE: u32 = 8;
 const SHN_UNDEF: u16 = 0;
 const STT_FUNC: u8 = 2;
 const STT_GNU_IFUNC: u8 = 10;
@@ -159,7 +160,9 @@ impl Source {
             Source::File(file) => file.len().ok()?,
             Source::Memory(bytes) => bytes.len() as u64,
             Source::Pieces(pieces) => {
-                let ends = pieces.iter().map(|p| p.offset + p.bytes.len() as u64);
+                let ends = pieces
+                    .iter()
+                    .map(|p| p.offset.saturating_add(p.bytes.len() as u64));
                 ends.max().unwrap_or(0)
             }
         };
@@ -299,6 +302,27 @@ impl Layout {
         }
     }
 
+    /// The ELF virtual address of the section called `name`.
+    pub fn section_svma(&self, source: &Source, name: &[u8]) -> Option<u64> {
+        Some(self.find_section(source, name)?.0.svma)
+    }
+
+    /// The ELF virtual address that the loader puts at `svma`, if it puts one there.
+    pub fn relocated(&self, source: &Source, svma: u64) -> Option<u64> {
+        let table = [&b".rela.dyn"[..], b".rela"];
+        let mut tables = table
+            .into_iter()
+            .filter_map(|name| self.contents(source, name));
+        tables.find_map(|table| {
+            let (entries, _) = table.as_chunks::<24>();
+            let entry = entries
+                .iter()
+                .find(|entry| u64_at(*entry, 0) == Some(svma))?;
+            let is_relative = u32_at(entry, 8)? == R_X86_64_RELATIVE;
+            is_relative.then(|| u64_at(entry, 16))?
+        })
+    }
+
     /// A section that has bytes in the file, and whether those are compressed.
     fn find_section(&self, source: &Source, name: &[u8]) -> Option<(Section, bool)> {
         let (table, count, names) = self.sections?;
@@ -357,7 +381,8 @@ impl Layout {
         self.loads.iter().any(|load| {
             let inside = svma.checked_sub(load.svma & !(PAGE - 1));
             let size = (load.svma % PAGE).saturating_add(load.file_size);
-            let fits = |inside: u64| inside.saturating_add(len) <= size.next_multiple_of(PAGE);
+            let size = size.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX);
+            let fits = |inside: u64| inside.saturating_add(len) <= size;
             load.executable && inside.is_some_and(fits)
         })
     }

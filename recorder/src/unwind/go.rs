@@ -49,8 +49,9 @@ pub(super) enum Place {
 }
 
 impl GoTable {
-    /// Reads the header. `text` is where the code begins if the table does not say it.
-    pub fn new(bytes: Vec<u8>, text: u64) -> Option<GoTable> {
+    /// Reads the header. `relocated` says what the loader puts at an offset of the table: where the code
+    /// begins, in programs that may lie anywhere.
+    pub fn new(bytes: Vec<u8>, relocated: impl Fn(u64) -> Option<u64>) -> Option<GoTable> {
         let layout = match u32_at(&bytes, 0)? {
             0xffff_fffa => Layout::Long,
             0xffff_fff0 => Layout::Short,
@@ -63,18 +64,17 @@ impl GoTable {
         }
         let word = |index: usize| u64_at(&bytes, 8 + 8 * index);
         let offset = |index| usize::try_from(word(index)?).ok();
-        let (begin, tables) = match layout {
+        let (text, tables) = match layout {
             Layout::Long => (0, 5),
-            _ => (word(2)?, 6),
+            _ => match word(2)? {
+                0 => (relocated(24)?, 6),
+                text => (text, 6),
+            },
         };
         Some(GoTable {
             layout,
             count: offset(0)?,
-            text: if begin == 0 && layout != Layout::Long {
-                text
-            } else {
-                begin
-            },
+            text,
             steps: offset(tables)?,
             functions: offset(tables + 1)?,
             bytes,
@@ -207,14 +207,18 @@ mod tests {
         put(0x70, 0x40);
         bytes[0x50..0x54].copy_from_slice(&[2, 4, 0x10, 0x1c]);
         bytes[0x60 + 0x50 + 41] = TOP_FRAME;
-        let table = GoTable::new(bytes.clone(), 0).unwrap();
+        let table = GoTable::new(bytes.clone(), |_| None).unwrap();
         assert_eq!(table.at(0x3f_ffff), None);
         assert_eq!(table.at(0x40_0000), Some(Place::Frame(0)));
         assert_eq!(table.at(0x40_0004), Some(Place::Frame(8)));
         assert_eq!(table.at(0x40_0020), Some(Place::Top));
         assert_eq!(table.at(0x40_0040), None);
+        bytes[24..32].fill(0);
+        assert!(GoTable::new(bytes.clone(), |_| None).is_none());
+        let moved = GoTable::new(bytes.clone(), |at| (at == 24).then_some(0x1000)).unwrap();
+        assert_eq!(moved.at(0x1004), Some(Place::Frame(8)));
         for length in 0..bytes.len() {
-            if let Some(table) = GoTable::new(bytes[..length].to_vec(), 0) {
+            if let Some(table) = GoTable::new(bytes[..length].to_vec(), |_| Some(0x40_0000)) {
                 table.at(0x40_0004);
                 table.at(0x40_0020);
             }

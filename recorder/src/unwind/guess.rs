@@ -22,6 +22,17 @@ const SEARCHED: u64 = 512;
 /// How far up the stack a frame pointer may point to be believed, bytes.
 const FRAME: u64 = 1 << 20;
 
+/// Searches of one stack: a stack that needs more was made to need them.
+const MAX_SEARCHES: u32 = 32;
+
+/// How a search for a return address ended that found none.
+enum Searched {
+    /// Where the stack does.
+    ToTheEnd,
+    /// It had cost enough.
+    Enough,
+}
+
 /// Which return addresses follow a call, as far as that was asked.
 #[derive(Default)]
 pub(super) struct Calls(FxHashMap<(ModuleId, u64), bool>);
@@ -83,7 +94,7 @@ impl Unwinder {
     ) -> bool {
         let is_without_file =
             || (space.lookup(pc.wrapping_sub(1))).is_some_and(|code| code.module.0 == 0);
-        self.is_behind_call(pc, space, mem) || (!has_file && is_without_file())
+        (!has_file && is_without_file()) || self.is_behind_call(pc, space, mem)
     }
 
     /// Whether a caller that was found on the stack has a caller, or needs none: what was left behind by
@@ -148,10 +159,8 @@ impl Walk {
                 self.cursor = caller;
                 return Ok(origin);
             }
-            if !has_file {
-                unwinder.rules.check_without_file(pc, mem);
-            }
         }
+        unwinder.rules.check_without_file(pc, mem);
         // The way by the code needs fewer registers than those below.
         if !self.all_known {
             return Err(End::Truncated(Cut::LostRegister));
@@ -159,15 +168,15 @@ impl Walk {
         let by_frame_pointer = self.cursor.by_frame_pointer(stack, mem);
         let caller = by_frame_pointer
             .filter(|caller| unwinder.may_call(caller.rip, has_file, space, mem))
-            .or_else(|| self.search(unwinder, space, stack, mem));
+            .map_or_else(|| self.search(unwinder, space, stack, mem), Ok);
         match caller {
-            Some(caller) => {
+            Ok(caller) => {
                 self.cursor = caller;
                 Ok(Origin::StackPointer)
             }
             // A chain of frame pointers ends with 0, by the ABI.
-            None if has_file && self.cursor.rbp() == Some(0) => Err(End::Root),
-            None => Err(End::Truncated(Cut::NoRule)),
+            Err(Searched::ToTheEnd) if has_file && self.cursor.rbp() == Some(0) => Err(End::Root),
+            Err(_) => Err(End::Truncated(Cut::NoRule)),
         }
     }
 
@@ -186,16 +195,20 @@ impl Walk {
 
     /// The nearest return address on the stack.
     fn search(
-        &self,
+        &mut self,
         unwinder: &mut Unwinder,
         space: &AddressMap,
         stack: &mut StackCopy,
         mem: &mut impl TargetMemory,
-    ) -> Option<Cursor> {
+    ) -> Result<Cursor, Searched> {
+        if self.searches == MAX_SEARCHES {
+            return Err(Searched::Enough);
+        }
+        self.searches += 1;
         let sp = self.cursor.rsp();
         let mut below = None;
         for at in (0..SEARCHED).map(|word| sp.wrapping_add(8 * word)) {
-            let word = stack.read_u64(at, mem)?;
+            let word = stack.read_u64(at, mem).ok_or(Searched::ToTheEnd)?;
             if unwinder.is_behind_call(word, space, mem) {
                 let above = at.wrapping_add(8);
                 let own = self.cursor.rbp();
@@ -208,11 +221,11 @@ impl Walk {
                 rbp = rbp.or(own.filter(is_frame));
                 let caller = self.cursor.returned(at, word, rbp);
                 if unwinder.goes_on_from(&caller, space, stack, mem) {
-                    return Some(caller);
+                    return Ok(caller);
                 }
             }
             below = Some(word);
         }
-        None
+        Err(Searched::Enough)
     }
 }

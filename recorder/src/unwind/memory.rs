@@ -26,6 +26,8 @@ const CHUNK: usize = 16 << 10;
 /// A further read starts this far below the missed address, in bytes: the registers that a frame
 /// saved lie below its return address, which is what misses first.
 const CHUNK_LEAD: u64 = 512;
+/// Further reads of one stack, at most: its deepest needs fewer, unless it was made to need them.
+const MAX_REFILLS: u32 = 2048;
 const PAGE: u64 = 4096;
 
 /// A reusable copy of the top of a thread's stack. One serves all threads of a tracer.
@@ -40,6 +42,8 @@ pub struct StackCopy {
     chunk_base: u64,
     /// What could be read.
     chunk: Vec<u8>,
+    /// How often more was read since the last [`StackCopy::fill`].
+    refills: u32,
 }
 
 impl Default for StackCopy {
@@ -59,6 +63,7 @@ impl StackCopy {
             high: 0,
             chunk_base: 0,
             chunk: Vec::with_capacity(CHUNK),
+            refills: 0,
         }
     }
 
@@ -69,6 +74,7 @@ impl StackCopy {
         self.base = sp;
         self.high = 0;
         self.chunk.clear();
+        self.refills = 0;
         refill(&mut self.first, wanted, sp, mem);
     }
 
@@ -112,6 +118,10 @@ impl StackCopy {
         }
         // The page below may be a guard page; then the page of the address itself is where to start.
         for start in [addr.saturating_sub(CHUNK_LEAD), addr & !(PAGE - 1)] {
+            if self.refills == MAX_REFILLS {
+                break;
+            }
+            self.refills += 1;
             self.chunk_base = start;
             refill(&mut self.chunk, CHUNK, start, mem);
             if let Some(value) = word(&self.chunk, addr - start) {

@@ -146,6 +146,7 @@ impl Unwinder {
             },
             all_known: regs.are_all_known(),
             switches: 0,
+            searches: 0,
             code: None,
         };
         while out.len() < MAX_FRAMES {
@@ -165,6 +166,8 @@ struct Walk {
     /// The innermost frame's registers were known, all of them.
     all_known: bool,
     switches: u32,
+    /// How often a return address was searched for on the stack.
+    searches: u32,
     /// Where the last frame lay: the next one's is the same more often than not.
     code: Option<Code>,
 }

@@ -43,6 +43,7 @@ struct Module {
     source: Source,
     /// Where its separate debug file is looked for.
     whereabouts: Option<Whereabouts>,
+    debug: OnceCell<Option<Source>>,
     /// `None` for what is no ELF file of ours.
     layout: Option<Layout>,
     /// Read when the first frame lies in the module.
@@ -145,6 +146,7 @@ impl Modules {
             layout: Layout::read(&source),
             source,
             whereabouts: None,
+            debug: OnceCell::new(),
             cfi: OnceCell::new(),
             functions: OnceCell::new(),
             go: OnceCell::new(),
@@ -302,7 +304,7 @@ impl Module {
             let own = layout.functions(&self.source);
             own.or_else(|| {
                 let source = self.debug_file()?;
-                Layout::read(&source)?.functions(&source)
+                Layout::read(source)?.functions(source)
             })
             .or_else(|| layout.exported_functions(&self.source))
         };
@@ -325,11 +327,15 @@ impl Module {
     fn go(&self) -> Option<&GoTable> {
         let load = || {
             let layout = self.layout.as_ref()?;
-            let table = layout.contents(&self.source, b".gopclntab");
-            let table =
-                table.or_else(|| layout.contents(&self.source, b".data.rel.ro.gopclntab"))?;
-            let text = layout.section(&self.source, b".text")?;
-            GoTable::new(table, text.svma)
+            // Where the loader relocates the table it is called otherwise.
+            let names: [&[u8]; 2] = [b".gopclntab", b".data.rel.ro.gopclntab"];
+            let mut found = names.into_iter().filter_map(|name| {
+                let svma = layout.section_svma(&self.source, name)?;
+                Some((svma, layout.contents(&self.source, name)?))
+            });
+            let (svma, table) = found.next()?;
+            let relocated = |at: u64| layout.relocated(&self.source, svma.checked_add(at)?);
+            GoTable::new(table, relocated)
         };
         self.go.get_or_init(load).as_ref()
     }
@@ -348,12 +354,13 @@ impl Module {
         self.read(svma, &mut code) == code.len() && is_it(&code) && self.go().is_some()
     }
 
-    fn debug_file(&self) -> Option<Source> {
-        debug_file(
-            self.whereabouts.as_ref()?,
-            &self.source,
-            self.layout.as_ref()?,
-        )
+    /// Its separate debug file, looked for once.
+    fn debug_file(&self) -> Option<&Source> {
+        let look = || {
+            let (at, layout) = (self.whereabouts.as_ref()?, self.layout.as_ref()?);
+            debug_file(at, &self.source, layout)
+        };
+        self.debug.get_or_init(look).as_ref()
     }
 }
 

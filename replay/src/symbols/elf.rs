@@ -28,6 +28,10 @@ const MAX_TABLE: u64 = 1 << 30;
 const MAX_NOTES: u64 = 1 << 20;
 /// The longest reference to another file.
 const MAX_LINK: u64 = 4096;
+/// How often longer than their strings the names of all symbols may be together.
+const MAX_SHARED: usize = 8;
+/// The longest name of a symbol, bytes: those of C++ are cut long before.
+const MAX_NAME: usize = 4096;
 /// Debug information packs by a factor of three to six. Beyond this one it is a trap.
 const MAX_PACKING: u64 = 64;
 /// What unpacking a small symbol table may take beside it, KiB. `xz -9` takes 64 MiB.
@@ -319,7 +323,16 @@ impl Image {
         let symbols = self.bytes(table, MAX_TABLE)?;
         let entries = symbols.chunks_exact(if self.is_64 { 24 } else { 16 });
         let found = entries.filter_map(|entry| self.symbol(entry, &strings));
-        Some(found.collect())
+        // Names may share their ends, and a few have aliases; a table of which all is one name is a trap.
+        let mut room = strings.len().saturating_mul(MAX_SHARED);
+        let fits = |symbol: &Symbol| match room.checked_sub(symbol.name.len()) {
+            Some(left) => {
+                room = left;
+                true
+            }
+            None => false,
+        };
+        Some(found.take_while(fits).collect())
     }
 
     fn symbol(&self, entry: &[u8], strings: &[u8]) -> Option<Symbol> {
@@ -339,6 +352,8 @@ impl Image {
         }
         let name = usize::try_from(self.number::<4>(entry, 0)?).ok()?;
         let name = strings.get(name..)?;
+        // All symbols may share one string; what is too long for a name is none.
+        let name = name.get(..name.len().min(MAX_NAME))?;
         let name = name.get(..name.iter().position(|&b| b == 0)?)?;
         if name.is_empty() {
             return None;

@@ -81,13 +81,18 @@ impl State {
         if instruction.memory_index() != Register::None {
             return None;
         }
-        let segment = instruction.memory_segment();
         let base = match instruction.memory_base() {
-            Register::None if segment == Register::FS => Some(Rc::new(Term::Start(dwarf::FS_BASE))),
-            _ if matches!(segment, Register::FS | Register::GS) => None,
+            Register::None => Some(Rc::new(Term::Number(0))),
             base => self.get(number(base)?),
         };
-        plus(&base, instruction.memory_displacement64().cast_signed())
+        let offset = plus(&base, instruction.memory_displacement64().cast_signed());
+        match (instruction.memory_segment(), offset.as_deref()) {
+            (Register::FS, Some(Term::Number(offset))) => {
+                plus(&Some(Rc::new(Term::Start(dwarf::FS_BASE))), *offset)
+            }
+            (Register::FS | Register::GS, _) => None,
+            _ => offset,
+        }
     }
 
     /// What an operand of eight bytes holds.
@@ -95,6 +100,10 @@ impl State {
         match instruction.op_kind(operand) {
             OpKind::Register => self.get(number(instruction.op_register(operand))?),
             OpKind::Memory => self.load(&self.address(instruction)),
+            OpKind::Immediate32to64 | OpKind::Immediate64 => {
+                let number = instruction.immediate(operand).cast_signed();
+                Some(Rc::new(Term::Number(number)))
+            }
             _ => None,
         }
     }

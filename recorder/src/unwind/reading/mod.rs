@@ -49,9 +49,13 @@ pub(super) fn from_start(
 ) -> Option<General> {
     let mut found = None;
     Reading::of(fetch).follow(start, |instruction, state| {
-        // The call itself changes nothing that the rule is made of.
+        // The call itself, or that of the kernel, changes nothing that the rule is made of.
+        let calls = matches!(
+            instruction.flow_control(),
+            FlowControl::Call | FlowControl::IndirectCall | FlowControl::Interrupt
+        );
         let is_there = match after_call {
-            true => is_call(instruction) && instruction.next_ip() == pc,
+            true => calls && instruction.next_ip() == pc,
             false => instruction.ip() == pc,
         };
         if is_there {
@@ -242,6 +246,7 @@ impl<'a> Reading<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unwind::rules::Cfa;
 
     /// Code at address 0x1000.
     fn code(bytes: &[u8]) -> impl FnMut(u64, &mut [u8]) -> usize {
@@ -320,6 +325,29 @@ mod tests {
             shown(to_return(&mut code(&function), 0x100a)),
             "Register(6, 16) ra=At(6, 8) r6=At(6, 0)"
         );
+    }
+
+    #[test]
+    fn another_stack_is_found_by_what_the_thread_keeps() {
+        // Go, where it comes back from the system's stack, in programs that may lie anywhere.
+        let switch = [
+            0x48, 0xc7, 0xc1, 0xf8, 0xff, 0xff, 0xff, // mov $-8,%rcx
+            0x64, 0x48, 0x8b, 0x01, // mov %fs:(%rcx),%rax
+            0x48, 0x8b, 0x60, 0x38, // mov 0x38(%rax),%rsp
+            0xc3, // ret
+        ];
+        let rule = to_return(&mut code(&switch), 0x1000).expect("a rule");
+        let Cfa::Expression(found) = rule.cfa else {
+            panic!("{:?}", rule.cfa);
+        };
+        let register = |register| (register == 58).then_some(0x7000);
+        let memory = |at| match at {
+            0x6ff8 => Some(0x5000),
+            0x5038 => Some(0xc000),
+            _ => None,
+        };
+        let cfa = super::super::expression::evaluate(&found, None, register, memory);
+        assert_eq!(cfa, Some(0xc008));
     }
 
     #[test]

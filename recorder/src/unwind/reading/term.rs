@@ -3,8 +3,8 @@
 
 use std::rc::Rc;
 
-/// How deep a value may refer to others.
-const MAX_DEPTH: u32 = 12;
+/// Of how many terms a value may be made: whoever compares two looks at all of them.
+const MAX_TERMS: u32 = 32;
 
 /// What something holds, in terms of the registers where the reading began. `None` if nobody knows.
 pub(super) type Value = Option<Rc<Term>>;
@@ -13,6 +13,7 @@ pub(super) type Value = Option<Rc<Term>>;
 pub(super) enum Term {
     /// A register, by DWARF's number.
     Start(u16),
+    Number(i64),
     Plus(Rc<Term>, i64),
     Minus(Rc<Term>, Rc<Term>),
     /// The word of memory there.
@@ -20,11 +21,16 @@ pub(super) enum Term {
 }
 
 impl Term {
-    fn depth(&self) -> u32 {
+    /// Whether it is made of no more than `room` terms, which it takes away.
+    fn fits(&self, room: &mut u32) -> bool {
+        if *room == 0 {
+            return false;
+        }
+        *room -= 1;
         match self {
-            Term::Start(_) => 0,
-            Term::Plus(of, _) | Term::Load(of) => 1 + of.depth(),
-            Term::Minus(a, b) => 1 + a.depth().max(b.depth()),
+            Term::Start(_) | Term::Number(_) => true,
+            Term::Plus(of, _) | Term::Load(of) => of.fits(room),
+            Term::Minus(a, b) => a.fits(room) && b.fits(room),
         }
     }
 
@@ -47,6 +53,10 @@ impl Term {
                 into.push(gimli::DW_OP_bregx.0);
                 leb128(into, i64::from(*register));
                 leb128(into, 0);
+            }
+            Term::Number(number) => {
+                into.push(gimli::DW_OP_consts.0);
+                leb128(into, *number);
             }
             Term::Plus(of, offset) => {
                 of.code(into);
@@ -91,6 +101,7 @@ pub(super) fn plus(value: &Value, offset: i64) -> Value {
         return Some(Rc::clone(value));
     }
     match &**value {
+        Term::Number(number) => Some(Rc::new(Term::Number(number.wrapping_add(offset)))),
         Term::Plus(of, other) => match other.wrapping_add(offset) {
             0 => Some(Rc::clone(of)),
             sum => Some(Rc::new(Term::Plus(Rc::clone(of), sum))),
@@ -100,5 +111,5 @@ pub(super) fn plus(value: &Value, offset: i64) -> Value {
 }
 
 pub(super) fn bounded(term: Term) -> Value {
-    (term.depth() <= MAX_DEPTH).then(|| Rc::new(term))
+    term.fits(&mut { MAX_TERMS }).then(|| Rc::new(term))
 }
