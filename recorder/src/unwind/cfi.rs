@@ -2,8 +2,9 @@
 //! in `.eh_frame_hdr` or by one of our own, and `.debug_frame` where that says nothing: the module's own
 //! or that of its separate debug file.
 //!
-//! Only tables are kept in memory, and `.debug_frame`, which may be compressed. A function's description (FDE) and the common part that it refers
-//! to (CIE) are read from the file when they are needed, which is once per address: rules are cached.
+//! Only tables are kept in memory, and `.debug_frame`, which may be compressed. A function's description
+//! (FDE) and the common part that it refers to (CIE) are read from the file when they are needed, which is
+//! once per address: rules are cached.
 
 use std::cell::OnceCell;
 

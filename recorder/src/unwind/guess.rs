@@ -1,8 +1,9 @@
 //! Steps from frames that no unwind information describes: by what their code says, by frame pointers, and
 //! last by what lies on the stack.
 //!
-//! None of this is proof. A caller is believed only if a call ends right before its address, and the frame
-//! is marked.
+//! None of this is proof. A caller is believed only if a call ends right before its address (or if both lie
+//! in a JIT's code, whose interpreter calls with a jump), and the frame is marked. What lies further out stands
+//! on it.
 
 use maptrail_tracelog::types::ModuleId;
 use rustc_hash::FxHashMap;

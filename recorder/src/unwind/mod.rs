@@ -68,7 +68,7 @@ pub struct Frame {
 /// How a stack ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// At the thread's root: its CFI says that nobody called it.
+    /// At the thread's root: nobody called it.
     Root,
     /// It goes on, and the unwinder cannot.
     Truncated(Cut),

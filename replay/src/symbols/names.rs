@@ -1,5 +1,5 @@
 //! A log's stacks as a person reads them: with the names in the log, and where it has none, with
-//! those that the files on this machine give.
+//! those that files give, on this machine or below a folder.
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ pub struct Frame {
     /// The place in the module (an ELF virtual address), or in the space where there is no module.
     #[serde(serialize_with = "hex")]
     pub offset: u64,
-    /// `function` is only the nearest exported one below: the code may belong to another.
+    /// `function` is only the last symbol before the place: the code may belong to another.
     pub near: bool,
     /// The function was inlined into the next frame's.
     pub inlined: bool,

@@ -42,7 +42,7 @@ pub struct Files {
 }
 
 impl Places {
-    /// The folder below `dir`, or what a user's folder cannot be: unreadable.
+    /// Those below `dir`, in place of this machine's root.
     ///
     /// # Errors
     /// If it is no folder.

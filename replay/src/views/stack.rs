@@ -23,11 +23,11 @@ impl Marks {
             ),
             (
                 self.guessed,
-                "[guessed]: found without unwind information; plausible, not proved",
+                "[guessed]: found without unwind information; plausible, not proved, as is what it was called by",
             ),
             (
                 self.near,
-                "(near ...): the closest exported function; the code may be another's",
+                "(near ...): the last symbol before the place; the code may be another function's",
             ),
         ];
         let written = legend.iter().filter(|(written, _)| *written);

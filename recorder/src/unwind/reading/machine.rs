@@ -275,6 +275,7 @@ impl State {
         })
     }
 }
+
 /// DWARF's number of a general register of eight bytes.
 fn number(register: Register) -> Option<usize> {
     const ORDER: [Register; 16] = [

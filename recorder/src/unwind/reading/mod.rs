@@ -151,6 +151,7 @@ fn is_call(instruction: &Instruction) -> bool {
         FlowControl::Call | FlowControl::IndirectCall
     ) && instruction.mnemonic() == Mnemonic::Call
 }
+
 /// A reading of code, path by path.
 struct Reading<'a> {
     fetch: Fetch<'a>,
@@ -243,6 +244,7 @@ impl<'a> Reading<'a> {
         (!instruction.is_invalid()).then_some(instruction)
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
