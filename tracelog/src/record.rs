@@ -533,7 +533,7 @@ pub struct Record {
 pub enum NameSource {
     /// Debug information or a full symbol table.
     Symbols,
-    /// Only the dynamic symbols were there: the nearest one below, perhaps another function's.
+    /// The last symbol before the place, which does not say that it reaches so far: perhaps another function's.
     Dynamic,
     /// What a just-in-time compiler said of its code in this space, and in no other: the module is 0.
     Jit(SpaceId),

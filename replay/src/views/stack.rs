@@ -23,7 +23,7 @@ impl Marks {
             ),
             (
                 self.guessed,
-                "[guessed]: found without unwind information; plausible, not proved, as is what it was called by",
+                "[guessed]: found without unwind information; plausible, not proved, and so is what follows",
             ),
             (
                 self.near,
