@@ -296,6 +296,25 @@ fn through_a_call_that_the_kernel_emulates() {
     );
 }
 
+/// A function that ends with a call which does not return: the return address lies in the next function, whose
+/// frame is another one.
+#[test]
+fn a_call_at_the_end_of_a_function() {
+    let main = "
+        __attribute__((noipa, noreturn)) void never(int n) { one = plain(n); _exit(one); }
+        __attribute__((noipa)) void last(int n) { long space[4]; __asm__ volatile(\"\" : : \"r\"(space)); never(n); }
+        FUNCTION next(int n) { char space[5000]; __asm__ volatile(\"\" : : \"r\"(space)); return n + one; }
+        int main(void) { last(3); return next(3); }";
+    let name = "chain-noreturn";
+    let program = build("gcc", name, &format!("{CHAIN}{main}"), &["-O2"]);
+    let victim = Victim::start(&mut Command::new(program));
+    check(
+        &victim.unwind(victim.pid),
+        name,
+        &["never", "last", "main", "_start"],
+    );
+}
+
 /// The same chain with its unwind information in other places.
 #[test]
 fn unwind_information_elsewhere() {
