@@ -106,6 +106,7 @@ fn trace_target(
         return Err("the command that started the recorder is gone".into());
     }
     footprint::be_first_to_go(Rank::Second);
+    footprint::be_served_soon();
     let guard = Guard::new(GUARD).map_err(|e| format!("the guard's timer: {e}"))?;
     let unwritten = |e: io::Error| format!("the log cannot be written: {e}");
     let log = Journal::prepare(options.log, options.log_is_stdout, PATIENCE).map_err(unwritten)?;
