@@ -352,9 +352,10 @@ impl Image {
         }
         let name = usize::try_from(self.number::<4>(entry, 0)?).ok()?;
         let name = strings.get(name..)?;
-        // All symbols may share one string; what is too long for a name is none.
+        // All symbols may share one string; nobody reads the end of a longer name.
         let name = name.get(..name.len().min(MAX_NAME))?;
-        let name = name.get(..name.iter().position(|&b| b == 0)?)?;
+        let end = name.iter().position(|&b| b == 0).unwrap_or(name.len());
+        let name = name.get(..end)?;
         if name.is_empty() {
             return None;
         }
