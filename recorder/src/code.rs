@@ -64,9 +64,34 @@ impl CodeLog {
         }
     }
 
+    /// Notes the executable ones of these mappings, ascending, of which none is left out between the first
+    /// and the last.
+    pub fn add_all(
+        &mut self,
+        modules: &mut Modules,
+        map: &mut AddressMap,
+        source: Source,
+        vmas: &[Vma],
+        files: &FileTable,
+    ) {
+        let info = |vma: &Vma| files.info(vma.file);
+        let has_file = |vma: &&Vma| info(vma).is_some_and(|file| file.inode != 0);
+        for (at, vma) in vmas.iter().enumerate() {
+            if !vma.perms.executable() {
+                continue;
+            }
+            self.add(modules, map, source, vma, files);
+            if info(vma).is_none_or(|file| file.path.starts_with("[anon")) {
+                let below = vmas.iter().take(at).rfind(has_file);
+                let above = vmas.iter().skip(at).find(has_file);
+                self.add_between(modules, map, source, vma.range, (below, above), files);
+            }
+        }
+    }
+
     /// Notes executable memory without a file that lies between two mappings, where it is the text of one
     /// of their files: some programs move theirs to larger pages before anybody looks.
-    pub fn add_between(
+    fn add_between(
         &mut self,
         modules: &mut Modules,
         map: &mut AddressMap,

@@ -412,23 +412,8 @@ impl Tracer {
         };
         let source = Source { tid, fd: None };
         let modules = &mut self.unwinder.modules;
-        for (at, vma) in vmas
-            .iter()
-            .enumerate()
-            .filter(|(_, vma)| vma.perms.executable())
-        {
-            let (map, files) = (&mut space.code, &self.files);
-            self.code.add(modules, map, source, vma, files);
-            let info = |vma: &Vma| files.info(vma.file);
-            if info(vma).is_none_or(|file| file.path.starts_with("[anon")) {
-                let has_file = |vma: &&Vma| info(vma).is_some_and(|file| file.inode != 0);
-                let below = vmas.iter().take(at).rfind(has_file);
-                let above = vmas.iter().skip(at).find(has_file);
-                let between = (below, above);
-                self.code
-                    .add_between(modules, map, source, vma.range, between, files);
-            }
-        }
+        self.code
+            .add_all(modules, &mut space.code, source, vmas, &self.files);
     }
 
     /// Logs what the kernel shows in a range, right after the call with exit stamp `call`.

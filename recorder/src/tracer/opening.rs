@@ -87,10 +87,8 @@ impl Tracer {
         let source = Source { tid, fd: None };
         let mut nowhere = AddressMap::new();
         let modules = &mut self.unwinder.modules;
-        for vma in vmas.iter().filter(|vma| vma.perms.executable()) {
-            self.code
-                .add(modules, &mut nowhere, source, vma, &self.files);
-        }
+        self.code
+            .add_all(modules, &mut nowhere, source, &vmas, &self.files);
         modules.read_ahead();
     }
 
